@@ -28,7 +28,7 @@ demo: $(STAMP)  ## train, prune, remove, export, verify, compare: about 12 minut
 
 test: $(STAMP)  ## all tests, the same draws at every run; then the kernel tests once more without compilation
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile
-	NUMBA_DISABLE_JIT=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile tests/runtime/kernels/test_kernels.py tests/runtime/kernels/test_merging.py tests/runtime/kernels/test_bit_planes.py
+	NUMBA_DISABLE_JIT=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile tests/runtime/kernels/test_kernels.py tests/runtime/kernels/test_merging.py tests/runtime/kernels/test_bit_planes.py tests/runtime/kernels/test_program.py
 
 search: $(STAMP)  ## property tests and the fuzzer on new draws, SEARCH_ROUNDS times (4: an hour)
 	for round in $$(seq $(SEARCH_ROUNDS)); do \

@@ -27,6 +27,7 @@ from soul_deploy.base import Array
 from soul_deploy.base.tables import Table
 from soul_deploy.runtime.equations import NeuronEquation
 from soul_deploy.runtime.format import network as net
+from soul_deploy.runtime.kernels.program import Program
 from soul_deploy.runtime.kernels.simd import has_mask_registers
 from soul_deploy.runtime.plan import costs
 from soul_deploy.runtime.plan.buffers import Builder, bind
@@ -34,7 +35,7 @@ from soul_deploy.runtime.plan.costs import Costs, Expected
 from soul_deploy.runtime.plan.forms import possible_forms
 from soul_deploy.runtime.plan.layer_plan import EMPTY, aligned, plan_layer
 from soul_deploy.runtime.plan.layout import channel_last
-from soul_deploy.runtime.plan.regions import Region, run_calls
+from soul_deploy.runtime.plan.regions import Region
 
 RUNS, MAPS = 4, 8
 """Of each form at least, of which the first is not counted; different maps of values."""
@@ -42,7 +43,9 @@ RUNS, MAPS = 4, 8
 
 @dataclass(frozen=True)
 class Case:
-    """A layer that is timed. side 0: a matrix from `channels` to `outputs` neurons."""
+    """A layer that is timed. side 0: a matrix from `channels` to `outputs` neurons. often: the
+    share of neurons that fire at all; None: each step is left to chance.
+    """
 
     channels: int
     outputs: int
@@ -53,6 +56,7 @@ class Case:
     stride: int = 1
     kernel: int = 3
     edge: net.EdgeKind = "spike"
+    often: float | None = None
 
     def text(self) -> str:
         """The layer in a few words."""
@@ -61,8 +65,17 @@ class Case:
         kernel = f" {self.kernel}×{self.kernel}{stride}" if self.side else ""
         return (
             f"{self.channels}→{self.outputs}{place}{kernel} {self.density:.2%} at {self.rate:.0%}, "
-            f"T = {self.steps}" + ("" if self.edge == "spike" else f", {self.edge}")
+            f"T = {self.steps}"
+            + ("" if self.edge == "spike" else f", {self.edge}")
+            + ("" if self.often is None else f", of {self.often:.0%}")
         )
+
+    def values(self, shape: net.Shape, rng: np.random.Generator) -> Array:
+        """Maps of values, (maps, *shape), bool."""
+        if self.often is None:
+            return rng.random((MAPS, *shape), np.float32) < self.rate
+        fires = rng.random((MAPS, *shape), np.float32) < self.rate / self.often
+        return fires & (rng.random((MAPS, 1, *shape[1:]), np.float32) < self.often)
 
 
 SHAPES = ((64, 64, 32), (128, 128, 16), (256, 256, 8), (256, 256, 16), (512, 512, 4))
@@ -96,6 +109,12 @@ def usual_cases() -> tuple[Case, ...]:
                 Case(31, 16, 20, density, rate, steps=3),
                 Case(64, 64, 7, density, rate, steps=16),
                 Case(96, 96, 4, density, rate, steps=6),
+                Case(256, 256, 2, density, rate),
+                Case(96, 96, 4, density, rate),
+                Case(64, 64, 14, density, rate, steps=16, often=2 * rate),
+                Case(64, 64, 31, density, rate / 4, steps=16, often=rate / 2),
+                Case(128, 128, 14, density, rate, steps=8, often=2 * rate),
+                Case(64, 64, 28, density, rate, often=2 * rate),
             ]
     found += [Case(3, 64, 32, 1.0, 1.0, 1, edge="analog")]
     return tuple(found)
@@ -112,6 +131,8 @@ def other_cases() -> tuple[Case, ...]:
     ]
     for density in (0.01, 0.05, 0.15, 0.6):
         found += [Case(96, 96, 20, density, 0.05, steps) for steps in (2, 6, 12, 32)]
+        found += [Case(80, 80, 15, density, 0.05, steps, often=0.12) for steps in (4, 8, 16)]
+        found += [Case(128, 128, side, density, 0.05) for side in (2, 3, 7)]
         found += [Case(64, 128, 28, density, rate, stride=2) for rate in (0.05, 0.2)]
         found += [Case(96, 96, 12, density, rate, kernel=1) for rate in (0.05, 0.2)]
         found += [Case(24, 40, 24, density, rate, kernel=7) for rate in (0.05, 0.2)]
@@ -205,26 +226,28 @@ def time_regions(regions: Sequence[Region], values: Array, maps: Array, seconds:
     `values`, which the regions read, is another of the maps at each run: a processor learns the
     branches that a map takes if it comes again.
     """
+    calls = [call for region in regions for call in region[0]]
+    program = Program([(call.kernel, call.arguments) for call in calls])
     found: list[int] = []
     end = time.perf_counter() + seconds
     while len(found) < RUNS or time.perf_counter() < end:
         values[...] = maps[len(found) % len(maps)]
         start = time.perf_counter_ns()
-        for region in regions:
-            run_calls(region[0])
+        program.run()
         found.append(time.perf_counter_ns() - start)
     return float(min(found[1:]))
 
 
 def time_case(case: Case, seconds: float, rng: np.random.Generator) -> list[Timed]:
     """The layer in all forms of both kinds of rows, on the same values."""
-    steps = 1 if case.edge == "analog" else case.steps
-    expected, found = Expected(steps, case.steps, case.rate), []
+    steps, found = 1 if case.edge == "analog" else case.steps, []
     for layer in layers_of(case, rng):
         network = network_of(layer, case.steps)
         shape = (steps, *channel_last(layer.in_shape))
         values = aligned(shape, np.float32 if case.edge == "analog" else np.uint8)
-        maps = (rng.random((MAPS, *shape), np.float32) < case.rate).astype(values.dtype)
+        maps = case.values(shape, rng).astype(values.dtype)
+        active = float(maps.any(axis=1).mean())
+        expected = Expected(steps, case.steps, float(maps.astype(bool).mean()), active=active)
         for form in possible_forms(layer):
             work = costs.work_of(layer.synapses, form, expected)
             ns = time_regions(regions_of(network, form, values).regions, values, maps, seconds)
@@ -233,11 +256,19 @@ def time_case(case: Case, seconds: float, rng: np.random.Generator) -> list[Time
 
 
 def fit(timed: Sequence[Timed]) -> Costs:
-    """The constants, none below 0, with the least squares of relative errors."""
+    """The constants, none below 0, with the least squares of relative errors; those of work that
+    nothing did are as before.
+    """
     rows = [[each.work.get(kind, 0.0) / each.ns for kind in costs.KINDS] for each in timed]
-    scale = np.maximum(np.abs(rows).max(axis=0), 1e-300)
+    most = np.abs(rows).max(axis=0)
+    scale = np.where(most > 0, most, 1.0)
     found, _ = nnls(np.array(rows) / scale, np.ones(len(rows)))
-    return Costs(*(float(f"{value:.3g}") for value in found / scale))
+    before = asdict(costs.costs_here())
+    fitted = {
+        kind: float(f"{value:.3g}") if done else before[kind]
+        for kind, value, done in zip(costs.KINDS, found / scale, most > 0, strict=True)
+    }
+    return Costs(**fitted)
 
 
 @dataclass(frozen=True)

@@ -171,7 +171,9 @@ def make(point: Point, folder: Path) -> None:
         return
     model, images = model_of(point)
     network = export_event(model, folder / f"{point.name}.event.safetensors", images=images.numpy())
-    save_event_network(folder / f"{point.name}.plain.event.safetensors", replace(network, rates={}))
+    save_event_network(
+        folder / f"{point.name}.plain.event.safetensors", replace(network, rates={}, active={})
+    )
     np.save(folder / f"{point.name}.npy", images.numpy(), allow_pickle=False)
     spikes = model.module().record(images).spikes
     rates = {name: float(fired.float().mean()) for name, fired in spikes.items()}

@@ -247,6 +247,7 @@ def structured(setting: Setting) -> Comparison:
     dense_vgg(setting)
     kept: tuple[Score, ...] = ("spike_membrane", "random")
     entries = [
+        *(channel_entry(OUR_SCORE, p, "cubic", MIN_KEEP, "per_cost") for p in RATIOS),
         *(channel_entry(s, ratio, ramp) for ratio in RATIOS for ramp in RAMPS for s in SCORES),
         *(channel_entry(s, ratio, "cubic", MIN_KEEP) for ratio in RATIOS for s in kept),
     ]

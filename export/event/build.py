@@ -109,8 +109,8 @@ def build_event_network(
     if images is None:
         return network
     given, _ = images_for(model, images)
-    rates = measure_rates(Network(network, 1, max_memory), given.numpy())
-    return replace(network, rates=rates)
+    rates, active = measure_rates(Network(network, 1, max_memory), given.numpy())
+    return replace(network, rates=rates, active=active)
 
 
 def _running_forms(layers: Sequence[eventnet.Layer], rows: Mapping[str, RowForm]) -> dict[str, str]:

@@ -71,6 +71,7 @@ ONNX = Operations(
     relu=lambda x: x.op("Relu"),
     minimum=lambda a, b: a.op("Min", b),
     choose=_choose,
+    held=lambda s: s,
     above=lambda a, b: _compare("Greater", a, b),
     send={
         "gt": lambda p, level, low, high: _compare("Greater", p, level),

@@ -6,9 +6,10 @@ greedy. The channel whose worth is lowest goes first: its share of the score tha
 holds, divided by the square root of what its removal saves. Shares make layers comparable whatever
 the scale of their scores, and what is left of a layer is worth more the less there is (a greedy
 rise of the sum of the logarithms of what units hold), so that none is emptied. What a removal saves
-is the marginal cost among the channels that are still open: computed anew as channels go. With the
-rule "score" the score alone is the worth, as baselines have it, and the budget only says when to
-stop.
+is the marginal cost among the channels that are still open: computed anew as channels go. Where
+channels themselves are counted (`Costs.counted`), each costs 1, and its SynOps are its price. With
+the rule "score" the score alone is the worth, as baselines have it, and the budget only says when
+to stop.
 """
 
 import math
@@ -26,6 +27,11 @@ Rule = Literal["per_cost", "score"]
 RULES: tuple[Rule, ...] = get_args(Rule)
 POWER = 0.5
 """Of the cost by which worth is divided. With 1 only the dearest layers are pruned."""
+PRICE_POWER = 0.2
+"""The same where channels are counted, and what they cost is only their price. With 0.5 the cheap
+layers behind the last pooling keep all they have, and the others starve (docs/methods.md)."""
+LEAST_PRICE = 0.01
+"""Of the mean price: what a channel pays at least. A silent one is no bargain."""
 TINY = 1e-9
 ROUND = 0.02
 """Share of the open channels that go, or come back, before costs are computed anew."""
@@ -88,9 +94,8 @@ def reserve(
 ) -> dict[str, Flags]:
     """The `count` closed channels that would come back first."""
     flat = _Flat(costs, rule)
-    opened, added = flat.flags(keep), flat.values(costs.marginal(keep))
-    slopes = np.abs(flat.values(gradients))
-    worth = np.where(opened, -math.inf, flat.worth(slopes, added, opened))
+    opened, slopes = flat.flags(keep), np.abs(flat.values(gradients))
+    worth = np.where(opened, -math.inf, flat.worth(slopes, opened))
     chosen = np.zeros(len(opened), np.bool_)
     chosen[np.argsort(-worth, kind="stable")[:count]] = True
     return flat.split(chosen & ~opened)
@@ -110,7 +115,7 @@ def shrunk(
     while excess > 0:
         saved = flat.values(costs.marginal(flat.split(opened)))
         able = opened & (saved > 0) & (saved < 2 * excess)
-        worth = np.where(able, flat.worth(score, saved, opened), math.inf)
+        worth = np.where(able, flat.worth(score, opened), math.inf)
         order = np.lexsort((-np.arange(len(score)), worth))  # of equals the last goes first
         spare = flat.spare(opened, floors)
         gone = _first_that_fit(order[: int(able.sum())], saved, excess, flat.unit, spare)
@@ -158,7 +163,7 @@ def grown(
         able = ~opened & (added > 0) & (np.abs(lack - added) < abs(lack))
         if not able.any():
             return flat.split(opened)
-        worth = np.where(able, flat.worth(value, added, opened), -math.inf)
+        worth = np.where(able, flat.worth(value, opened), -math.inf)
         order = np.argsort(-worth, kind="stable")[: min(flat.round(opened), int(able.sum()))]
         come = 1  # Together they cost more than the sum of each: half of what lacks leaves room.
         while come < len(order) and added[order[: come + 1]].sum() < lack / 2:
@@ -170,7 +175,9 @@ class _Flat:
     """All channels in a row, unit after unit."""
 
     def __init__(self, costs: Costs, rule: Rule) -> None:
-        self.widths, self.rule = costs.widths, rule
+        self.widths, self.rule, self._prices = costs.widths, rule, costs.prices or costs
+        counted = costs.prices is not None
+        self._power, self._least = (PRICE_POWER, LEAST_PRICE) if counted else (POWER, 0.0)
         self.unit = np.repeat(np.arange(len(self.widths)), [*self.widths.values()])
         self._cuts = np.cumsum([*self.widths.values()])[:-1]
 
@@ -188,13 +195,15 @@ class _Flat:
         counts = np.bincount(self.unit[opened], minlength=len(self.widths))
         return counts - np.array([floors[unit] for unit in self.widths], np.int64)
 
-    def worth(self, values: Values, costs: Values, opened: Flags) -> Values:
+    def worth(self, values: Values, opened: Flags) -> Values:
         """By the rule: see the module's text."""
         if self.rule == "score":
             return values
+        costs = self.values(self._prices.marginal(self.split(opened)))
+        costs = np.maximum(costs, max(TINY, self._least * float(costs.mean())))
         held = np.bincount(self.unit[opened], values[opened], len(self.widths))[self.unit]
         share = np.divide(values, held, out=np.ones(len(values)), where=held > 0)
-        return share / np.maximum(costs, TINY) ** POWER
+        return share / costs**self._power
 
     def round(self, opened: Flags) -> int:
         return max(1, math.ceil(ROUND * int(opened.sum())))

@@ -94,8 +94,9 @@ class ScaConfig:
     residual        what is pruned of residual streams: "internal", nothing; "coupled", channels of
                     all members at once; "scatter", branches one by one
     target          what the pruned network is to cost, instead of the schedule's ratio
-    budget_rule     by what channels go to a target: "per_cost", share of the layer's score by what
-                    is saved; "score", the lowest scores, whatever they save
+    budget_rule     by what channels go: "per_cost", share of the layer's score by what is saved,
+                    of a target's cost or, to the schedule's ratio, of SynOps; "score", the lowest
+                    scores of all layers, whatever they save
     kept_count      how (1 - p) N becomes a number of channels: "round"; "floor" (Soul, the authors)
     widths          population -> channels that the guard's share is of, if the network was narrowed
                     before; None: those that it has

@@ -57,11 +57,25 @@ class PairCosts:
 @brief
 @dataclass(frozen=True)
 class Costs:
-    """The costs of a network. widths: unit -> channels. fixed: what no channel changes."""
+    """The costs of a network.
+
+    widths  unit -> channels
+    fixed   what no channel changes
+    prices  what channels are weighed by, where that is not what is counted here; None: it is
+    """
 
     parts: tuple[PairCosts, ...]
     widths: Mapping[str, int]
     fixed: float = 0.0
+    prices: "Costs | None" = None
+
+    def counted(self) -> "Costs":
+        """A cost of 1 for each channel, which these costs are the price of."""
+        parts = (
+            PairCosts(name, np.zeros((width, 1)), np.ones(width), name, {})
+            for name, width in self.widths.items()
+        )
+        return Costs(tuple(parts), self.widths, prices=self)
 
     def total(self, keep: Keep) -> float:
         """The cost of the network in which `keep` is open."""

@@ -125,7 +125,8 @@ class Measurement:
         channels = {name: selection.channels_of(graph, name) for name in names}
         windows = sca.score_window, sca.regrow_window
         self.statistics = scores.ChannelStatistics(measured, sca.score, *windows, channels)
-        needed = dense.quantities[1:] + (dense.quantities[:1] if sca.score == "synops" else ())
+        counts = sca.score == "synops" or (sca.target is None and sca.budget_rule == "per_cost")
+        needed = dense.quantities[1:] + (dense.quantities[:1] if counts else ())
         self.meters = {name: self._meter(name) for name in needed}
 
     @staticmethod
@@ -191,9 +192,7 @@ class Measurement:
         """Which channels stay when `rise` (0 to 1) of the way to the end is gone."""
         target, schedule = self.sca.target, self.sca.schedule
         if target is None:
-            total = sum(unit.channels for unit in self.units)
-            wanted = self.sca.budget(total, schedule.ratio * rise)
-            return selection.decide(self.scores(), self.gradients(), wanted, self.sca.guard)
+            return self._share(schedule.ratio * rise)
         reading = self.meters[target.quantity].measure()
         dense = self.dense.values[target.quantity]
         cost = (dense - rise * (dense - target.amount(dense))) * reading.samples
@@ -203,6 +202,17 @@ class Measurement:
         kept = {layer.name: layer.keep for layer in plan.layers}
         self.cost = reading.costs.total(kept) / reading.samples  # as planned; `settle` measures
         return plan
+
+    def _share(self, ratio: float) -> selection.ChannelPlan:
+        """Which channels stay when a share of all goes."""
+        wanted = self.sca.budget(sum(unit.channels for unit in self.units), ratio)
+        values = self.scores(), self.gradients()
+        if self.sca.budget_rule == "score":
+            return selection.decide(*values, wanted, self.sca.guard)
+        costs = self.meters["synops"].measure().costs.counted()
+        regrown = wanted.regrown / max(1, wanted.kept)
+        plan = budget.decide(*values, costs, wanted.kept, regrown, self.floors)
+        return selection.raised(plan, self.sca.guard)
 
     def planned(self, plan: selection.ChannelPlan) -> CostPlan | None:
         """What a plan leaves of the target's quantity, by what is measured now; None without one.

@@ -8,7 +8,7 @@ setting masks. Decided about as one are the channels of a population, or of a re
 
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Literal, get_args
 
@@ -177,9 +177,16 @@ def decide(
     layers = []
     for name, (start, stop) in zip(scores, pairwise(bounds), strict=True):
         part = slice(start, stop)
-        kept = guard.rounded(int(keep[part].sum()), int(stop - start))
-        filled = _filled(keep[part], score[part], kept)
-        layers.append(LayerChannels(name, filled, regrown[part], score[part], slope[part]))
+        layers.append(LayerChannels(name, keep[part], regrown[part], score[part], slope[part]))
+    return raised(ChannelPlan(tuple(layers)), guard)
+
+
+def raised(plan: ChannelPlan, guard: Guard) -> ChannelPlan:
+    """`plan` with each layer's kept count raised to the guard's multiple, by score."""
+    layers = []
+    for layer in plan.layers:
+        kept = guard.rounded(int(layer.keep.sum()), len(layer.keep))
+        layers.append(replace(layer, keep=_filled(layer.keep, layer.score, kept)))
     return ChannelPlan(tuple(layers))
 
 

@@ -1,4 +1,5 @@
-"""CLIF and ILIF: a leaky membrane whose reset depends on what it did before (Soul)."""
+"""CLIF and ILIF: a leaky membrane whose reset depends on what it did before (Soul; CLIF also in
+SpikingJelly's arithmetic)."""
 
 from collections.abc import Mapping
 
@@ -74,6 +75,48 @@ CLIF = Dynamics(
     settings={},
     reads=READS,
     check=_check,
+)
+
+
+def _complementary(op: Operations) -> Parts:
+    sigmoid = op.sigmoid
+
+    @register_jitable
+    def charge(x: Value, state: State, c: Constants) -> State:
+        v, m = state
+        v = v - v / c[0] + x
+        return v, m * sigmoid(v / c[0])
+
+    @register_jitable
+    def decide(state: State, c: Constants) -> tuple[Value, Value]:
+        return state[0], c[1]
+
+    @register_jitable
+    def settle(s: Value, state: State, c: Constants) -> State:
+        v, m = state
+        m = m + s
+        return v - s * (c[1] + sigmoid(m)), m
+
+    return Parts(charge, decide, settle)
+
+
+def _check_complementary(settings: Settings) -> str | None:
+    if settings["v_reset"] is not None:
+        return f"v_reset {settings['v_reset']:g}; SpikingJelly's CLIF has soft reset only: none"
+    return None if settings["tau"] >= 1 else f"tau {settings['tau']:g} must be at least 1 step"
+
+
+COMPLEMENTARY_LIF = Dynamics(
+    name="complementary_lif",
+    source="SpikingJelly's ComplementaryLIFNode (Huang et al., ICML 2024)",
+    state=("v", "m"),
+    constants=("tau", "threshold"),
+    start=(0.0, 0.0),
+    parts=_complementary,
+    resolve=lambda settings, op: {"tau": settings["tau"], "threshold": settings["v_threshold"]},
+    settings={},
+    reads=("tau", "v_threshold", "v_reset"),
+    check=_check_complementary,
 )
 
 

@@ -11,11 +11,14 @@ from soul_deploy.base import Array, brief
 from soul_deploy.runtime.dynamics import (
     bipolar,
     complementary,
+    exponential,
     gated,
     integer,
     quadratic,
     refractory,
+    scaled,
     snntorch,
+    synaptic,
 )
 from soul_deploy.runtime.dynamics.form import Dynamics, Operations, Parts, SendRule, State, Value
 from soul_deploy.runtime.dynamics.operations import NUMPY
@@ -26,6 +29,8 @@ DYNAMICS: Mapping[str, Dynamics] = {
     for family in (
         *(complementary.CLIF, complementary.ILIF, integer.INTLIF, integer.TLIF, integer.IELIF),
         *(refractory.RPLIF, quadratic.IZHIKEVICH, bipolar.STBIF, gated.GLIF),
+        *(quadratic.QIF, exponential.EIF, scaled.KLIF, synaptic.CUBALIF),
+        *(complementary.COMPLEMENTARY_LIF, integer.INTEGER_LIF),
         *(snntorch.LEAKY, snntorch.RLEAKY, snntorch.SYNAPTIC, snntorch.RSYNAPTIC),
         snntorch.LAPICQUE,
     )

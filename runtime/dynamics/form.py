@@ -30,6 +30,8 @@ class Operations:
     """What an engine computes with; functions of its values.
 
     choose: (s, a, b) -> a where s is 1, b where it is 0 or below.
+    held: s -> s, through which gradients do not go back where the reset is detached. `choose` does
+    the same of its own; whatever else reads s passes gradients on, as the sources do.
     above: (a, b) -> 1 where a > b, else 0; without a gradient.
     send: for each rule a function (potential, level, low, high) -> what is sent.
     """
@@ -39,6 +41,7 @@ class Operations:
     relu: Callable[[Value], Value]
     minimum: Callable[[Value, Value], Value]
     choose: Callable[[Value, Value, Value], Value]
+    held: Callable[[Value], Value]
     above: Callable[[Value, Value], Value]
     send: Mapping[SendRule, Callable[[Value, Value, Value, Value], Value]]
 
@@ -116,3 +119,18 @@ class Dynamics:
         """The constants in order."""
         resolved = self.resolve(settings, operations)
         return tuple(resolved[name] for name in self.constants)
+
+
+def reset_constants(settings: Settings) -> dict[str, float]:
+    """Constants of a neuron that is reset to v_reset, or, if that is None, by the threshold.
+
+    After a spike the membrane is kept · v - taken; it begins at start.
+    """
+    threshold, reset = settings["v_threshold"], settings["v_reset"]
+    hard = reset is not None
+    return {
+        "threshold": threshold,
+        "kept": 0.0 if hard else 1.0,
+        "taken": -reset if hard else threshold,
+        "start": reset if hard else 0.0,
+    }

@@ -32,12 +32,18 @@ def _numpy_sigmoid(x: Value) -> Value:
         return one / (one + np.exp(-x))
 
 
+def _numpy_exp(x: Value) -> Value:
+    with np.errstate(over="ignore"):  # a membrane may run away to infinity, from which it is reset
+        return np.exp(x)
+
+
 NUMPY = Operations(
     sigmoid=_numpy_sigmoid,
-    exp=np.exp,
+    exp=_numpy_exp,
     relu=lambda x: np.maximum(x, np.zeros((), np.result_type(x))),
     minimum=np.minimum,
     choose=_chosen,
+    held=lambda s: s,
     above=lambda a, b: _sends(a, a > b),
     send={
         "gt": lambda p, level, low, high: _sends(p, p > level),
@@ -81,6 +87,12 @@ def scalar_choose(s: Any, a: Any, b: Any) -> Any:
 
 
 @register_jitable
+def scalar_held(s: Any) -> Any:
+    """What was sent."""
+    return s
+
+
+@register_jitable
 def scalar_above(a: Any, b: Any) -> Any:
     """1 where a is above b."""
     return np.float32(a > b)
@@ -116,6 +128,7 @@ SCALAR = Operations(
     relu=scalar_relu,
     minimum=scalar_minimum,
     choose=scalar_choose,
+    held=scalar_held,
     above=scalar_above,
     send={"gt": scalar_gt, "ge": scalar_ge, "round": scalar_round, "round_up": scalar_round_up},
 )

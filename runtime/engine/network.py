@@ -4,7 +4,7 @@ Weights are shared and never written; every run takes buffers and membranes of i
 network may be used from several threads.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -161,7 +161,9 @@ class Network:
             self._run_into(samples, logits)
         elif len(samples) < self.threads:
             with self._buffers(samples.shape[1], self.threads) as buffers:
-                team.parallel(partial(self._run_partition, buffers, samples, logits))
+                programs = [buffers.program(i) for i in range(self.threads)]
+                run = partial(team.run, programs, buffers.barrier)
+                self._run_each(buffers, samples, logits, run)
         else:
             bounds = [
                 partition.of(len(samples)) for partition in layer_plan.partitions_of(self.threads)
@@ -173,20 +175,19 @@ class Network:
     def _run_into(self, samples: Array, logits: Array, barrier: Barrier = lambda: None) -> None:
         """One sample after the other, on this thread."""
         with self._buffers(samples.shape[1], 1) as buffers:
-            self._run_partition(buffers, samples, logits, 0, barrier)
+            self._run_each(buffers, samples, logits, buffers.run, barrier)
 
-    def _run_partition(
-        self, buffers: Buffers, samples: Array, logits: Array, partition: int, barrier: Barrier
-    ) -> None:
-        """One sample after the other, one partition of every region."""
+    def _run_each(
+        self, buffers: Buffers, samples: Array, logits: Array, run: Callable[[], None],
+        barrier: Barrier = lambda: None,
+    ) -> None:  # fmt: skip
+        """One sample after the other: `run` does all regions of the buffers."""
         arrival = buffers.values[self.events.input_name]
         for sample, row in zip(samples, logits, strict=True):
-            if partition == 0:
-                arrival[...] = sample
             barrier()
-            buffers.run(partition, barrier)
-            if partition == 0:
-                row[...] = buffers.scores
+            arrival[...] = sample
+            run()
+            row[...] = buffers.scores
 
     def run_recorded(self, x: Array) -> Recording:
         """As `run`, and every population's spikes in PyTorch's channel-major layout."""

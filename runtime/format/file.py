@@ -5,8 +5,9 @@ The metadata (JSON under `soul_deploy`) lists the layers in order; a layer's arr
 `<layer>/pattern`, `<layer>/index` (layers.py, map_layers.py and synapses.py say what they
 hold). The digest covers all arrays. How each layer is written and read stands in layer_codec.py.
 
-Two objects may be missing: `rates`, layer names to the expected share of nonzero values per step
-(0 to 1), and `forms`, names of layers with synapses to how these shall run (plan/forms.py).
+Three objects may be missing: `rates`, layer names to the expected share of nonzero values per step
+(0 to 1), `active`, the same names to the expected share of neurons that give one at any step, and
+`forms`, names of layers with synapses to how these shall run (plan/forms.py).
 
 Format 2 is format 1 with `over_time` in the readout: "sum", "last" or "max" over the steps. A
 network whose scores are the mean over time, as they all are in format 1, is written in format 1.
@@ -68,7 +69,7 @@ def _tensors(network: EventNetwork) -> dict[str, Array]:
 
 def _header(network: EventNetwork) -> dict[str, Any]:
     norm = network.normalization
-    expected = {"rates": dict(network.rates), "forms": dict(network.forms)}
+    told = {key: dict(getattr(network, key)) for key in ("rates", "active", "forms")}
     return {
         "input": {"name": network.input_name, "shape": list(network.input_shape)},
         "time_steps": network.time_steps,
@@ -84,7 +85,7 @@ def _header(network: EventNetwork) -> dict[str, Any]:
         "source_sha256": network.source_sha256,
         "layers": [layer_codec.header_of(layer) for layer in network.layers],
         "readout": _readout_header(network.readout),
-        **{key: told for key, told in expected.items() if told},
+        **{key: by_name for key, by_name in told.items() if by_name},
     }
 
 
@@ -124,6 +125,7 @@ def _network(document: Mapping[str, Any], tensors: layer_codec.Tensors) -> Event
         source_sha256=v.optional(v.text, document["source_sha256"]),
         input_kind=document.get("input_kind", pixel_rule.KIND_OF_OLD_FILES),
         rates=v.by_name(v.number, document.get("rates", {})),
+        active=v.by_name(v.number, document.get("active", {})),
         forms=v.by_name(v.text, document.get("forms", {})),
         digest=v.text(document["digest"]),
     )

@@ -76,6 +76,8 @@ class EventNetwork:
     source_sha256             sha256 of the model file it was made from, or None
     rates                     expected share of a layer's values that are nonzero at a step, by
                               name; measured at export, of some layers that give spikes or events
+    active                    expected share of a layer's neurons that give a nonzero value at any
+                              of the T steps, by name; of some of the layers that have a rate
     forms                     how the synapses of some layers shall run, by name (plan/forms.py)
     edges                     what the input and every layer give; derived
     """
@@ -92,6 +94,7 @@ class EventNetwork:
     source_sha256: str | None = None
     input_kind: pixel_rule.InputKind = pixel_rule.KIND_OF_OLD_FILES
     rates: Mapping[str, float] = field(default_factory=dict)
+    active: Mapping[str, float] = field(default_factory=dict)
     forms: Mapping[str, str] = field(default_factory=dict)
     digest: str | None = field(default=None, compare=False)
     edges: Mapping[str, Edge] = field(init=False, repr=False, compare=False)
@@ -141,6 +144,13 @@ class EventNetwork:
                 name in known, f"a rate of {name!r}, which is no layer that gives events"
             )
             errors.require(0 <= rate <= 1, f"a rate of {name}, {rate}, that is not from 0 to 1")
+        for name, share in self.active.items():
+            errors.require(name in self.rates, f"active neurons of {name!r}, which has no rate")
+            errors.require(
+                self.rates[name] <= share <= 1,
+                f"active neurons of {name}, {share}, that are not from its rate, "
+                f"{self.rates[name]}, to 1",
+            )
         joined = {layer.name for layer in self.projected}
         for name in self.forms:
             errors.require(name in joined, f"a form of {name!r}, which is no layer with synapses")

@@ -16,7 +16,7 @@ from soul_deploy.runtime.format import layer_codec, tap_tables
 from soul_deploy.runtime.format import network as eventnet
 from soul_deploy.runtime.format.layer_codec import neuron_facts
 from soul_deploy.runtime.io import other_files
-from soul_deploy.runtime.plan.forms import estimated_times, expected_rate, forms_of
+from soul_deploy.runtime.plan.forms import estimated_times, expected_of, forms_of
 
 SCHEMA = "soul-deploy/inspect/1"
 MODEL_FORMAT = "soul-deploy/model/1"
@@ -224,13 +224,14 @@ def describe_event(network: eventnet.EventNetwork) -> dict[str, Any]:
     }
 
 
-RUNNING = ("runs_as", "runs_as_by", "estimated_us", "rate", "rate_by")
+RATES = ("rate", "rate_by", "active", "active_by")
+RUNNING = ("runs_as", "runs_as_by", "estimated_us", *RATES)
 
 
 def _running(network: eventnet.EventNetwork) -> dict[str, dict[str, Any]]:
     """Of each layer with synapses: the form that it runs in and who chose it (the estimate or the
-    file), the estimated microseconds of all its forms for a sample on one thread, and the rate of
-    events that they count on: measured at export, or assumed. Analog values have no rate.
+    file), the estimated microseconds of all its forms for a sample on one thread, and the rates
+    that they count on.
     """
     forms, times = forms_of(network, {}), estimated_times(network)
     return {
@@ -238,12 +239,24 @@ def _running(network: eventnet.EventNetwork) -> dict[str, dict[str, Any]]:
             "runs_as": forms[layer.name],
             "runs_as_by": "file" if layer.name in network.forms else "estimate",
             "estimated_us": {form: ns / 1e3 for form, ns in times[layer.name].items()},
-            "rate": None if layer.edge == "analog" else expected_rate(network, layer),
-            "rate_by": None
-            if layer.edge == "analog"
-            else ("measured" if layer.source in network.rates else "assumed"),
+            **_rates(network, layer),
         }
         for layer in network.projected
+    }
+
+
+def _rates(network: eventnet.EventNetwork, layer: eventnet.Synaptic) -> dict[str, Any]:
+    """The share of the source's neurons that give an event at a step, and at any step: measured at
+    export, or assumed. Analog values have none.
+    """
+    if layer.edge == "analog":
+        return dict.fromkeys(RATES)
+    expected = expected_of(network, layer)
+    return {
+        "rate": expected.rate,
+        "rate_by": "measured" if layer.source in network.rates else "assumed",
+        "active": expected.fires,
+        "active_by": "assumed" if expected.active is None else "measured",
     }
 
 

@@ -113,15 +113,20 @@ def _forms(layers: Sequence[Description]) -> list[Table]:
         for row in layers
         if row["runs_as"] is not None
     ]
-    columns = ["layer", "runs as", "rate", "estimated µs, one thread"]
+    columns = ["layer", "runs as", "rate (at any step)", "estimated µs, one thread"]
     return [Table("Forms of the synapses", columns, rows)] if rows else []
 
 
 def _rate(row: Description) -> str:
-    """The rate of the layer's source, in per cent; analog values have none."""
+    """The rate of the layer's source, in per cent, and the share that fires at any step if the rate
+    was measured; analog values have none.
+    """
     if row["rate"] is None:
         return ""
-    return f"{100 * row['rate']:.3g} %" + (" assumed" if row["rate_by"] == "assumed" else "")
+    rate, active = (f"{100 * row[key]:.3g} %" for key in ("rate", "active"))
+    if row["rate_by"] == "assumed":
+        return f"{rate} assumed"
+    return f"{rate} ({active}{' assumed' if row['active_by'] == 'assumed' else ''})"
 
 
 def _microseconds(us: float) -> str:

@@ -72,6 +72,12 @@ def tile_of(steps: int) -> int:
 
 
 @register_jitable
+def parts_of(channels: int) -> int:
+    """Parts of a tile: CHANNELS channels each. Threads share parts, tile by tile."""
+    return -(-channels // CHANNELS)
+
+
+@register_jitable
 def to_words(bits: Array, size: int, words: Array, at: int) -> None:
     """words[c, at + i] = bits[i, c] for i below `size`, at most BLOCK."""
     channels = bits.shape[1]
@@ -81,6 +87,14 @@ def to_words(bits: Array, size: int, words: Array, at: int) -> None:
     for c in range(whole, channels):
         for i in range(size):
             words[c, at + i] = bits[i, c]
+
+
+@register_jitable
+def written_at(at: int, size: int, end: int) -> int:
+    """Words to write from `at` on of a row's last ones: a whole block where only zeros between rows
+    and rows that come later are hit, all before `end`; those are zero in `bits`.
+    """
+    return BLOCK if at + BLOCK <= end else size
 
 
 @register_jitable
@@ -116,7 +130,8 @@ def pack_words(
                     arrived, to = values[t, y * columns + begin + i], bits[i]
                     for c in range(channels):
                         to[c] |= bit if arrived[c] else np.uint32(0)
-            to_words(bits, size, words, front + y * pitch + begin)
+            at = y * pitch + begin
+            to_words(bits, written_at(at, size, last * pitch), words, front + at)
 
 
 @cached_njit
@@ -129,7 +144,7 @@ def unpack_words(
     for y in range(first, last):
         for begin in range(0, columns, BLOCK):
             size, at = min(BLOCK, columns - begin), front + y * pitch + begin
-            from_words(words, at, size, bits)
+            from_words(words, at, BLOCK if at + BLOCK <= words.shape[1] else size, bits)
             for t in range(steps):
                 bit = np.uint32(1 << STEP_BITS * t)
                 for i in range(size):
@@ -203,10 +218,11 @@ def _make_convolve(
         carry: bool, keep: bool, v: Array, first: int, last: int, front: int, sums: Array,
         membrane: Array, fired: Array, words: Array,
     ) -> None:  # fmt: skip
-        """Currents and neurons of the tiles from `first` to `last`: see `convolve_kernel`."""
-        flat, channels = source.reshape(-1), len(starts) - 1
-        for tile in range(first, last):
-            for begun in range(0, channels, CHANNELS):
+        """Currents and neurons of the parts from `first` to `last`: see `convolve_kernel`."""
+        flat, channels, parts = source.reshape(-1), len(starts) - 1, parts_of(len(starts) - 1)
+        for tile in range(first // parts, -(-last // parts)):
+            some, beyond = max(0, first - tile * parts), min(parts, last - tile * parts)
+            for begun in range(some * CHANNELS, beyond * CHANNELS, CHANNELS):
                 count, at = min(CHANNELS, channels - begun), tile * lanes
                 for i in range(count):
                     begin, end = starts[begun + i], starts[begun + i + 1]
@@ -280,7 +296,7 @@ def _make_update(
                             fires = np.float32(1) if spike else np.float32(0)
                             membrane[c] = reset(h, fires, target)
                 at = y * pitch + left
-                to_words(bits, size, words, front + at)
+                to_words(bits, written_at(at, size, last * pitch), words, front + at)
                 for c in range(len(live)):
                     to, kept = words[c, front + at : front + at + size], live[c, at : at + size]
                     for i in range(size):

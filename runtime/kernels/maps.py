@@ -68,6 +68,25 @@ def max_pool(
 
 
 @cached_njit
+def max_of_fours(
+    values: Array, columns: int, stride: tuple[int, int], out_columns: int,
+    lowest: np.uint8 | np.float32, first: int, last: int, out: Array,
+) -> None:  # fmt: skip
+    """As `max_pool`, of windows of two by two inside the map: each in one pass, which for the few
+    channels of a map is half of the time.
+    """
+    steps, _, channels = values.shape
+    for t in range(steps):
+        for o in range(first, last):
+            at = (o // out_columns) * stride[0] * columns + (o % out_columns) * stride[1]
+            a, b = values[t, at], values[t, at + 1]
+            c, d = values[t, at + columns], values[t, at + columns + 1]
+            target = out[t, o]
+            for i in range(channels):
+                target[i] = max(max(max(max(lowest, a[i]), b[i]), c[i]), d[i])
+
+
+@cached_njit
 def sum_spikes(spikes: Array, out: Array) -> None:
     """Sums over time and positions; spikes (T, P, C) uint8, out (C,) int64."""
     steps, positions, channels = spikes.shape

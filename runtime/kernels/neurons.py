@@ -9,6 +9,7 @@ import numpy as np
 from soul_deploy.base import Array
 from soul_deploy.runtime import equations
 from soul_deploy.runtime.kernels.cache import cached_njit
+from soul_deploy.runtime.kernels.quotients import without_division
 from soul_deploy.runtime.kernels.simd import TRANSPOSED, transpose
 
 NeuronUpdate = Callable[..., None]
@@ -35,12 +36,21 @@ def update_kernel(
 
 def update_of(neuron: equations.NeuronEquation, lanes: int = 0) -> NeuronUpdate:
     """The compiled update of a neuron; lanes as in `update_kernel`."""
-    return update_kernel(neuron.charge, neuron.fire, neuron.v_reset is None, lanes)
+    return update_kernel(*form_of(neuron), lanes)
+
+
+def form_of(
+    neuron: equations.NeuronEquation,
+) -> tuple[equations.ChargeForm, equations.FireRule, bool]:
+    """The form that kernels are made for: charge, fire, and whether the reset is soft."""
+    running = without_division(neuron)
+    return running.charge, running.fire, running.v_reset is None
 
 
 def update_constants(neuron: equations.NeuronEquation) -> tuple[np.float32, ...]:
     """(constant, threshold, rest, reset target) as float32, in the order the update takes them."""
-    numbers = neuron.constant, neuron.v_threshold, neuron.rest, neuron.target
+    running = without_division(neuron)
+    numbers = running.constant, running.v_threshold, running.rest, running.target
     return tuple(map(np.float32, numbers))
 
 

@@ -1,7 +1,7 @@
 """Buffers for every layer of one sample, and the kernel calls bound to the buffers."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NoReturn
 
@@ -10,8 +10,9 @@ import numpy as np
 from soul_deploy.base import Array, brief, dispatch, errors
 from soul_deploy.runtime.equations import NeuronEquation
 from soul_deploy.runtime.format import network as net
-from soul_deploy.runtime.kernels.barrier import Barrier
+from soul_deploy.runtime.kernels.barrier import Meeting, barrier_for
 from soul_deploy.runtime.kernels.bit_planes import tile_of
+from soul_deploy.runtime.kernels.program import Bound, Program
 from soul_deploy.runtime.plan import planes, regions
 from soul_deploy.runtime.plan.layer_plan import EMPTY, LayerPlan, aligned, partitions_of
 from soul_deploy.runtime.plan.layout import CompactLayout, channel_last, layout_of, pattern_spikes
@@ -41,9 +42,11 @@ class Buffers:
     regions   the other regions, in order
     owners    of each of `regions` the layer's name
     scores    (classes,) float32, written by the last call
+    barrier   at which the threads that run a partition each wait after every region
     """
 
     scores: Array
+    barrier: Meeting
     values: dict[str, Array] = field(default_factory=dict)
     compacted: dict[str, Array] = field(default_factory=dict)
     words: dict[str, Words] = field(default_factory=dict)
@@ -53,32 +56,44 @@ class Buffers:
     static_regions: list[Region] = field(default_factory=list)
     regions: list[Region] = field(default_factory=list)
     owners: list[str] = field(default_factory=list)
+    _programs: dict[tuple[str, int], Program] = field(default_factory=dict, init=False, repr=False)
 
     def add(self, owner: str, region: Region) -> None:
         """One more region, of the layer `owner`."""
         self.regions.append(region)
         self.owners.append(owner)
 
-    def run(self, partition: int = 0, barrier: Barrier = lambda: None) -> None:
+    def run(self, partition: int = 0) -> None:
         """Execute all regions on the input in `values`.
 
         partition: which of the partitions that the buffers were built with; one thread runs each,
-        all at the same time. barrier: returns when all threads have called it.
+        all at the same time. Raises BrokenBarrierError if another thread failed.
         """
-        for region in (*self.static_regions, *self.regions):
-            if partition < len(region):
-                regions.run_calls(region[partition])
-            barrier()
+        self.program(partition).run(self.barrier.delayed)
+
+    def program(self, partition: int) -> Program:
+        """Of `run`."""
+        return self._program("whole", partition, (*self.static_regions, *self.regions))
 
     def repeat(self) -> None:
         """As `run`, when the input is still the one of the run before; a single partition."""
-        for region in self.regions:
-            regions.run_calls(region[0])
+        self._program("steps", 0, self.regions).run(self.barrier.delayed)
 
     def run_static(self) -> None:
         """In a stream: execute the static regions on the input in `values`; `repeat` may follow."""
-        for region in self.static_regions:
-            regions.run_calls(region[0])
+        self._program("static", 0, self.static_regions).run(self.barrier.delayed)
+
+    def _program(self, part: str, partition: int, run: Sequence[Region]) -> Program:
+        """A partition of the regions `run`, which have the name `part`."""
+        if (program := self._programs.get((part, partition))) is None:
+            calls: list[Bound] = []
+            for region in run:
+                for call in region[partition] if partition < len(region) else ():
+                    calls.append((call.kernel, call.arguments))
+                if self.barrier.threads > 1:
+                    calls += self.barrier.calls(partition)
+            program = self._programs[part, partition] = Program(calls)
+        return program
 
     def __reduce__(self) -> NoReturn:
         """Raise UsageError: a copy's calls would write to buffers that nobody reads."""
@@ -137,7 +152,8 @@ class Builder:
     currents: Array
 
     def __post_init__(self) -> None:
-        self.made = Buffers(aligned((self.network.readout.classes,), np.float32))
+        scores = aligned((self.network.readout.classes,), np.float32)
+        self.made = Buffers(scores, barrier_for(self.partitions))
         self.read = read_as_maps(self.network, self.plans)
         rows = {name: plan.planes for name, plan in self.plans.items() if plan.planes is not None}
         self.frames = planes.frames_of(self.network, rows, self.steps)

@@ -16,7 +16,7 @@ from dataclasses import dataclass, fields
 from soul_deploy.base import dispatch, environment
 from soul_deploy.runtime.format import network as net
 from soul_deploy.runtime.format.tap_tables import tap_count
-from soul_deploy.runtime.kernels.bit_planes import chunks_of, tile_of
+from soul_deploy.runtime.kernels.bit_planes import BLOCK, chunks_of, tile_of
 from soul_deploy.runtime.kernels.fours import TOGETHER
 from soul_deploy.runtime.kernels.gather import USUAL_SECOND, vectors_for
 from soul_deploy.runtime.kernels.simd import BYTES, VECTOR, has_mask_registers
@@ -41,7 +41,8 @@ class Costs:
     """Nanoseconds of each kind of work.
 
     launch              a kernel that is called
-    collect             a value looked at, whether an event stands there; lane_collect: on lanes
+    collect             a value looked at, whether an event stands there; lane_collect: on lanes,
+                        lane_list: a neuron of those
     neuron, lane_neuron a neuron at one step, on currents by step and on lanes
     lane_row            a piece of the compressed rows of a neuron that fires at any step
     lane_addition       one of its weights, on LANES_TOGETHER lanes; lane_wider: for as many more
@@ -60,6 +61,8 @@ class Costs:
     plane_step          a step of the neurons of a channel on a tile
     pack, unpack        a value to its bit, and back; pack_odd, unpack_odd: of channels that fill no
                         vector
+    give                a position at a step that the layer before gives as words instead of a map;
+                        give_odd: a word where rows fill no vector
     analog_addition     a product of an analog value
     matrix_weight       a weight of a whole row of a matrix, of a neuron that fires at any step
     explicit_row, explicit_addition  a compressed row of a matrix, one of its weights
@@ -68,6 +71,7 @@ class Costs:
     launch: float
     collect: float
     lane_collect: float
+    lane_list: float
     neuron: float
     lane_neuron: float
     lane_row: float
@@ -96,6 +100,8 @@ class Costs:
     pack_odd: float
     unpack: float
     unpack_odd: float
+    give: float
+    give_odd: float
     analog_addition: float
     matrix_weight: float
     explicit_row: float
@@ -111,78 +117,84 @@ KINDS: tuple[str, ...] = tuple(item.name for item in fields(Costs))
 # By benchmarks/calibrate.py on an AMD EPYC (Zen 5, vectors of 512 bits, 48 KiB of first and 1 MiB
 # of second cache), one thread, 2026-12-01; as it is, and compiled for a Haswell with AVX2.
 WITH_MASKS = Costs(
-    launch=449,
-    collect=0.5,
-    lane_collect=0.217,
-    neuron=0.0654,
-    lane_neuron=0.244,
-    lane_row=6.76,
-    lane_addition=0.333,
-    lane_wider=0.0248,
-    lane_far=0.0314,
-    step_row=15.8,
-    step_addition=0.312,
-    dense_piece=20.1,
-    dense_addition=0.031,
-    dense_far=0.0122,
-    gather_output=0.102,
-    gather_list=3.05,
-    gather_window=1.69,
-    gather_row=0.0684,
-    gather_vector=0.154,
-    gather_far=0.0354,
-    list_value=0.0554,
-    list_odd=0.287,
-    list_event=1.26,
-    plane_tile=96.3,
+    launch=123,
+    collect=0.437,
+    lane_collect=0.0725,
+    lane_list=0.288,
+    neuron=0.0961,
+    lane_neuron=0.202,
+    lane_row=6.47,
+    lane_addition=0.307,
+    lane_wider=0.0318,
+    lane_far=0.0208,
+    step_row=12.9,
+    step_addition=0.297,
+    dense_piece=26.9,
+    dense_addition=0.0284,
+    dense_far=0.00522,
+    gather_output=0.0488,
+    gather_list=2.73,
+    gather_window=1.66,
+    gather_row=0.057,
+    gather_vector=0.147,
+    gather_far=0.0353,
+    list_value=0.045,
+    list_odd=0.24,
+    list_event=1.07,
+    plane_tile=55.1,
     plane_weight=0,
-    plane_vector=0.105,
+    plane_vector=0.0981,
     plane_step=0,
-    pack=0.00898,
-    pack_odd=0.964,
+    pack=0.0681,
+    pack_odd=0.739,
     unpack=0,
-    unpack_odd=0.406,
-    analog_addition=0.0473,
-    matrix_weight=0.05,
-    explicit_row=1.62,
-    explicit_addition=0.313,
+    unpack_odd=0.428,
+    give=6,
+    give_odd=0.8,
+    analog_addition=0.0381,
+    matrix_weight=0.0437,
+    explicit_row=2.34,
+    explicit_addition=0.31,
 )
 WITHOUT_MASKS = Costs(
-    launch=363,
-    collect=0.503,
-    lane_collect=0.207,
-    neuron=0.191,
-    lane_neuron=0.364,
-    lane_row=6.74,
-    lane_addition=0.339,
-    lane_wider=0.052,
-    lane_far=0.0315,
-    step_row=13.9,
-    step_addition=0.32,
-    dense_piece=17,
-    dense_addition=0.0355,
-    dense_far=0.012,
-    gather_output=0.128,
-    gather_list=2.92,
-    gather_window=1.48,
-    gather_row=0.427,
-    gather_vector=0.0995,
-    gather_far=0.0356,
-    list_value=0.0355,
-    list_odd=0.461,
-    list_event=1.37,
-    plane_tile=152,
-    plane_weight=0.207,
-    plane_vector=0.658,
+    launch=71.8,
+    collect=0.419,
+    lane_collect=0.0417,
+    lane_list=0.385,
+    neuron=0.182,
+    lane_neuron=0.304,
+    lane_row=6.51,
+    lane_addition=0.306,
+    lane_wider=0.058,
+    lane_far=0.0112,
+    step_row=11.3,
+    step_addition=0.298,
+    dense_piece=13.6,
+    dense_addition=0.0331,
+    dense_far=0.00664,
+    gather_output=0.0686,
+    gather_list=2.51,
+    gather_window=1.4,
+    gather_row=0.304,
+    gather_vector=0.13,
+    gather_far=0.0326,
+    list_value=0.0305,
+    list_odd=0.397,
+    list_event=1.22,
+    plane_tile=98.9,
+    plane_weight=1.01,
+    plane_vector=0.57,
     plane_step=0,
-    pack=0.0476,
-    pack_odd=0.784,
-    unpack=0,
-    unpack_odd=0.353,
-    analog_addition=0.0555,
-    matrix_weight=0.0558,
-    explicit_row=2.03,
-    explicit_addition=0.332,
+    pack=0.0983,
+    pack_odd=0.645,
+    unpack=0.00652,
+    unpack_odd=0.425,
+    give=6,
+    give_odd=0.8,
+    analog_addition=0.0463,
+    matrix_weight=0.0521,
+    explicit_row=2.18,
+    explicit_addition=0.322,
 )
 
 
@@ -198,6 +210,7 @@ class Expected:
     steps   different steps of its source; run: steps of the network
     rate    share of the source's values that are nonzero at a step
     packs, unpacks  whether, on bit planes, its source has to be packed and its spikes unpacked
+    active  share of the source's neurons that fire at any step; None: each step is left to chance
     """
 
     steps: int
@@ -205,11 +218,12 @@ class Expected:
     rate: float
     packs: bool = True
     unpacks: bool = True
+    active: float | None = None
 
     @property
     def fires(self) -> float:
-        """Share of the source's neurons that fire at any step, if each step is left to chance."""
-        return pooled_rate(self.rate, self.steps)
+        """Share of the source's neurons that fire at any step."""
+        return pooled_rate(self.rate, self.steps) if self.active is None else self.active
 
     @property
     def events(self) -> float:
@@ -228,8 +242,10 @@ def _(matrix: net.MatrixSynapses, form: str, expected: Expected) -> dict[str, fl
     inputs, outputs = math.prod(matrix.in_shape), math.prod(matrix.out_shape)
     lanes = lanes_for(expected.steps)
     work = {"launch": 3.0, "neuron": outputs * expected.run}
-    looked = "lane_collect" if lanes and form != "dense" else "collect"
-    work[looked] = inputs * expected.steps
+    if lanes and form != "dense":
+        work |= {"lane_collect": inputs * expected.steps, "lane_list": inputs}
+    else:
+        work["collect"] = inputs * expected.steps
     if form == "dense":
         work["matrix_weight"] = inputs * expected.fires * outputs
         return work
@@ -291,6 +307,7 @@ def _sparse_work(
     return {
         "neuron": 0,
         "lane_collect": values,
+        "lane_list": values / expected.steps,
         "lane_neuron": math.prod(convolution.out_shape) * lanes,
         "lane_row": rows * passes,
         "lane_addition": weights * passes,
@@ -360,4 +377,17 @@ def _planes_work(convolution: net.ConvSynapses, expected: Expected) -> dict[str,
         "pack_odd": _share_beyond(convolution.in_shape[0], VECTOR) * arriving * expected.packs,
         "unpack": leaving * expected.unpacks,
         "unpack_odd": _share_beyond(outputs, VECTOR) * leaving * expected.unpacks,
+        **_giving_work(convolution, expected),
+    }
+
+
+def _giving_work(convolution: net.ConvSynapses, expected: Expected) -> dict[str, float]:
+    """What the layer before does more if its spikes leave as words, by itself."""
+    if expected.packs:
+        return {}
+    channels, rows, columns = convolution.in_shape
+    odd = min(rows * columns, columns + BLOCK) if columns % BLOCK else 0  # of the last rows
+    return {
+        "give": rows * columns * expected.steps,
+        "give_odd": channels * odd * len(chunks_of(expected.steps)),
     }

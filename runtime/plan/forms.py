@@ -70,6 +70,7 @@ def expected_of(network: net.EventNetwork, layer: net.Synaptic) -> costs.Expecte
         steps=1 if once else network.time_steps,
         run=network.time_steps,
         rate=expected_rate(network, layer),
+        active=None if once else network.active.get(layer.source),
         packs=not _can_give_words(network.by_name.get(layer.source)),
         unpacks=network.readout.source == layer.name or not all(on_words),
     )

@@ -271,7 +271,8 @@ def _(matrix: net.MatrixSynapses, plan: LayerPlan, partition: Partition) -> tupl
     if partition.count == 1:
         return starts[:-1], starts[1:], bases, targets, weight
     absolute = np.repeat(bases, np.diff(starts)) + targets
-    return *rows_of_partition(starts, absolute, first, last), bases, targets, weight
+    begins, ends = rows_of_partition(starts, absolute, first, last)
+    return rows_apart(begins, ends, bases, targets, weight)
 
 
 @synapse_tables.on(net.ConvSynapses)
@@ -318,6 +319,20 @@ def rows_of_partition(starts: Array, targets: Array, first: int, last: int) -> t
         np.cumsum(targets < bound, out=counted[1:], dtype=np.uint32)
     below = before[:, starts[1:]] - before[:, starts[:-1]]
     return starts[:-1] + below[0], starts[:-1] + below[1]
+
+
+def rows_apart(
+    begins: Array, ends: Array, bases: Array, targets: Array, weight: Array
+) -> tuple[Array, Array, Array, Array, Array]:
+    """(starts, ends, bases, targets, weight) of the rows from `begins` to `ends`, copied one behind
+    the other: a thread that read its parts of common rows would load the lines of all others.
+    """
+    lengths = ends.astype(np.int64) - begins
+    starts = np.zeros(len(lengths) + 1, np.uint32)
+    np.cumsum(lengths, out=starts[1:])
+    index = np.repeat(begins - starts[:-1].astype(np.int64), lengths) + np.arange(int(starts[-1]))
+    kept = aligned_copy(targets[index]), aligned_copy(weight[index])
+    return starts[:-1], starts[1:], bases, *kept
 
 
 def _tap_offsets(convolution: net.ConvSynapses, starts: Array) -> Array:

@@ -122,8 +122,7 @@ def _fused_region(
     """Gathered currents and their neurons, a block of channels at a time."""
     assert isinstance(layer.neuron, NeuronEquation)
     neuron, vectors, region = layer.neuron, plan.arrays[0].shape[-1] // VECTOR, []
-    form = neuron.charge, neuron.fire, neuron.v_reset is None
-    kernel = gather.fire_gathered(vectors, layer.edge != "spike", *form)
+    kernel = gather.fire_gathered(vectors, layer.edge != "spike", *neurons.form_of(neuron))
     numbers, fired = neurons.update_constants(neuron), spikes.reshape(len(spikes), len(v))
     for partition in partitions_of(partitions):
         tables = _gather_tables(layer, plan, source.shape, partition, shared)
@@ -244,7 +243,7 @@ def words_region(
 
     live: as `live_words`; v (n,).
     """
-    update = bit_planes.update_kernel(neuron.charge, neuron.fire, neuron.v_reset is None)
+    update = bit_planes.update_kernel(*neurons.form_of(neuron))
     numbers, region, frame = neurons.update_constants(neuron), [], spikes.frame
     channels = len(spikes.chunks[0])
     rows = len(v) // (frame.columns * channels)
@@ -272,12 +271,12 @@ def plane_region(
     lines, held = bit_planes.lines_of(source.steps), bit_planes.held_of(source.steps)
     places = rows.places_in(source.frame, len(source.chunks[0]))
     table = rows.starts, places, rows.weight, rows.bias, live.view(np.uint32)
-    form = neuron.charge, neuron.fire, neuron.v_reset is None
+    form = neurons.form_of(neuron)
     numbers, region = neurons.update_constants(neuron), []
     tiles, chunks = rows.tiles(source.frame.pitch, source.steps), len(source.chunks)
     lanes, together = lines * VECTOR * held, bit_planes.CHANNELS
     for partition in partitions_of(partitions):
-        share, calls = partition.of(tiles), []
+        share, calls = partition.of(tiles * bit_planes.parts_of(len(rows.bias))), []
         scratch = (
             aligned((together * max(source.sizes) * lanes,), np.float32),
             aligned((held, together * lines * VECTOR), np.float32),
@@ -353,10 +352,13 @@ def _(layer: network.PoolLayer, sources: Sequence[Array], out: Array, *, partiti
     (source,) = sources
     kind = source.dtype
     lowest = kind.type(-np.inf) if kind.kind == "f" else kind.type(np.iinfo(kind).min)
-    windows = (layer.kernel, layer.stride, layer.padding)
+    windows: tuple[Any, ...] = (layer.kernel, layer.stride, layer.padding)
+    kernel: Callable[..., None] = maps.max_pool
+    if layer.kernel == (2, 2) and layer.padding == (0, 0):  # then every window lies inside
+        kernel, windows = maps.max_of_fours, (layer.stride,)
     arguments = (source, layer.in_shape[2], *windows, layer.out_shape[2], lowest)
     shares = (partition.of(out.shape[1]) for partition in partitions_of(partitions))
-    return tuple((Call(maps.max_pool, (*arguments, *share, out)),) for share in shares)
+    return tuple((Call(kernel, (*arguments, *share, out)),) for share in shares)
 
 
 @map_region.on(network.MergeLayer)

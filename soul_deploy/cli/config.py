@@ -125,6 +125,14 @@ class Task:
     seed: int
     initialisation: Initialisation
 
+    def facts(self) -> dict[str, Any]:
+        """All fields, as checkpoints hold them; what most neurons do not have is left out."""
+        found = asdict(self)
+        for name in ("settings", "tensors"):
+            if not found["neuron"][name]:
+                del found["neuron"][name]
+        return found
+
     @property
     def stem(self) -> str:
         """The part of file names that says what it is: network, neuron, data, T, seed."""

@@ -1,7 +1,7 @@
 """`soul-deploy prune structured`: train or load, prune by SCA, fine-tune, remove."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -81,8 +81,8 @@ class ScaOptions:
     regrow_weights: str = _one_of(sca.REGROW_WEIGHTS, "Weights with which a channel comes back.")
     budget_rule: str = _one_of(
         budget.RULES,
-        "By what channels go to a target. per_cost: share of the layer's score by what is saved; "
-        "score: the lowest scores, whatever they save.",
+        "By what channels go. per_cost: share of the layer's score by what is saved, SynOps or "
+        "the target's cost; score: the lowest scores of all layers, whatever they save.",
     )
     kept_count: str = _one_of(
         selection.KEPT_COUNT, "How (1 - p) N becomes a whole number (Soul, the authors: floor)."
@@ -179,8 +179,9 @@ def structured(
 ) -> None:
     """Prune channels by spiking channel activity, then remove them.
 
-    The channels with the highest mean of spikes + |membrane potential| stay; of the others, some
-    come back by the gradient of their batch-norm scale. At the end the masked network and a
+    The channels with the highest mean of spikes + |membrane potential|, as a share of their
+    layer's and for the SynOps that they cost, stay; of the others, some come back by the gradient
+    of their batch-norm scale. At the end the masked network and a
     compact one without the pruned channels are written.
     """
     task, training = resolve.task_of(network, data, learning.seed), resolve.recipe_of(learning)
@@ -199,7 +200,7 @@ def structured(
         _preview(run.output_format, model, loaded if start else None, config, training, asked)
         return
     sha256, folder = path and file_sha256(path), files["Checkpoint"].parent
-    kept = resolve.checkpoints_of(keeping, folder, task=asdict(task), model_path=sha256)
+    kept = resolve.checkpoints_of(keeping, folder, task=task.facts(), model_path=sha256)
     asked |= {"dense": None if start else _dense(learning.epochs, files), "checkpoints": kept}
     asked["log"] = files["Epochs"]
     if targets[1:]:

@@ -84,7 +84,7 @@ def unstructured(
         curve.tell_first(targets)
         _print_preview(run.output_format, plan)
         return
-    asked = {**told, "task": asdict(task), "model_path": path and file_sha256(path)}
+    asked = {**told, "task": task.facts(), "model_path": path and file_sha256(path)}
     kept = resolve.checkpoints_of(keeping, files["Checkpoint"].parent, **asked)
     how: dict[str, Any] = {"device": device, "tensorboard": searching.tensorboard}
     how |= {"checkpoints": kept, "test_start": path is not None, "log": files["Epochs"]}

@@ -1,6 +1,5 @@
 """`soul-deploy train`."""
 
-from dataclasses import asdict
 from pathlib import Path
 
 import click
@@ -43,7 +42,7 @@ def train(
     folder = run.model_dir / "checkpoints" / f"train_{task.stem}"
     resolve.require_outputs(path, log, checkpoint.checkpoint_path(folder))
     loaded = resolve.load_task_data(data)
-    kept = resolve.checkpoints_of(keeping, folder, task=asdict(task))
+    kept = resolve.checkpoints_of(keeping, folder, task=task.facts())
     model = resolve.new_model(task, loaded)
     result = training.train(model, loaded, config, device=device.type, checkpoints=kept, log=log)
     with kept.watching():

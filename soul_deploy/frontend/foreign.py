@@ -26,10 +26,10 @@ def check_known(path: str, module: nn.Module) -> None:
             "0.0.0.0.12; make the network of spikingjelly.activation_based (0.0.0.0.14 or 2.x), "
             'with step_mode="m" in place of the MultiStep classes, and load its weights there'
         )
-    if cls.__module__.split(".")[0] == stepped.SNNTORCH and not stepped.is_leaky(cls):
+    if cls.__module__.split(".")[0] == stepped.SNNTORCH and stepped.kind_of(cls) is None:
         raise UnsupportedGraphError(
             f"module {path!r} ({cls.__name__}) of snntorch is not supported; of its modules "
-            f"{stepped.LEAKY} is known here"
+            f"{', '.join(stepped.STATES)} are known here"
         )
     if cls.__module__.split(".")[0] in BY_NIR:
         raise UnsupportedGraphError(_of_other_tools(path, cls))

@@ -25,6 +25,7 @@ from soul_deploy.frontend import (
     unrolled,
 )
 from soul_deploy.frontend.sizes import BatchSize, Side
+from soul_deploy.frontend.spiking_nodes import check_place
 from soul_deploy.frontend.traced_value import ShowsImageError, TracedValue, told
 
 
@@ -146,6 +147,7 @@ class GraphBuilder:
         module = self.modules[path]
         kind = module_kinds.module_kind(module)
         if kind is None:
+            module_kinds.refuse_by_name(path, module)
             raise self.unsupported(node, f"module {path!r} ({type(module).__name__})")
         path = self._again(node, path, kind, module) if path in self.used else path
         self.used.add(path)
@@ -203,8 +205,8 @@ class GraphBuilder:
         self, node: fx.Node, path: str, kind: str, module: Any, source: TracedValue
     ) -> None:
         reduced.check_module(self, node, path, module, source)
-        if kind == "ChannelVoltageScaler":
-            scaled_by.check_channels(self, node, path, module, source)
+        check_place(path, module, self.shapes[source.name], self.time_steps)
+        scaled_by.check_channels(self, node, path, module, source)
         converted = module_kinds.CONVERTERS[kind](path, (source.name,), module)
         after = replace(source, name=path)
         if converted.fires:

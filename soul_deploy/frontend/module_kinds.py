@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from soul_deploy import ir
-from soul_deploy.base.errors import NetworkWarning, UnsupportedGraphError
-from soul_deploy.frontend import stepped
+from soul_deploy.base.errors import NetworkWarning, UnsupportedGraphError, UsageError
+from soul_deploy.frontend import spiking_nodes, stepped
+from soul_deploy.frontend.spiking_nodes import NEURONS
 from soul_deploy.nn import layers, neuron
 
 SPIKINGJELLY = "spikingjelly.activation_based"
@@ -26,11 +27,6 @@ TDBN = {f"ThresholdDependentBatchNorm{n}d": f"BatchNorm{n}d" for n in (1, 2)}
 """SpikingJelly's tdBN: batch norm over all steps, whose gamma starts at alpha · v_th."""
 SCALERS = ("VoltageScaler", "ChannelVoltageScaler")  # of spikingjelly...ann2snn
 CONTAINERS = ("MultiStepContainer", "SeqToANNContainer", "StepModeContainer")
-NEURONS: dict[str, ir.NeuronFamily] = {
-    "IFNode": "if",
-    "LIFNode": "lif",
-    "ParametricLIFNode": "plif",
-}
 ONCE = (*NEURONS, "SpikingNeuron", "RateReadout", "VoteReadout", "VotingLayer")
 """Kinds of modules that one call ends: neurons, which remember, and class scores."""
 SURROGATES: dict[str, ir.SurrogateName] = {
@@ -68,13 +64,20 @@ def module_kind(module: nn.Module) -> str | None:
             return TDBN[cls.__name__]
         if _is_within(cls, "neuron") and cls.__name__ in NEURONS:
             return cls.__name__
-        if stepped.is_leaky(cls):
-            return stepped.LEAKY
+        if (known := stepped.kind_of(cls)) is not None:
+            return known
         if _is_within(cls, "ann2snn") and cls.__name__ in SCALERS:
             return cls.__name__
         if any(callable(value) and name not in HARMLESS for name, value in vars(cls).items()):
             return None  # a subclass with code of its own
     return None
+
+
+def refuse_by_name(path: str, module: nn.Module) -> None:
+    """Raise UnsupportedGraphError for a neuron of SpikingJelly that is known not to fit."""
+    name = type(module).__name__
+    if _is_within(type(module), "neuron") and name in spiking_nodes.REFUSED:
+        raise UnsupportedGraphError(f"module {path!r} ({name}): {spiking_nodes.REFUSED[name]}")
 
 
 def is_closed(module: nn.Module) -> bool:
@@ -106,6 +109,8 @@ def is_reset(value: Any, reset: Any) -> bool:
 def _plainly_equal(value: Any, reset: Any) -> bool:
     if isinstance(value, Tensor):
         return value.shape == reset.shape and bool((value == reset).all())
+    if isinstance(value, list):  # the currents of earlier steps
+        return not value and not reset
     return isinstance(value, int | float) and value == reset
 
 
@@ -172,46 +177,49 @@ def module_neuron_spec(path: str, module: Any) -> ir.NeuronSpec:
     """
     if isinstance(module, neuron.SpikingNeuron):
         return module.spec
-    family = NEURONS[type(module).__name__]
     if not getattr(module.surrogate_function, "spiking", True):
         raise UnsupportedGraphError(
             f"{path}: its surrogate function is in non-spiking mode; call set_spiking_mode(True)"
         )
     if getattr(module, "_neuron_precision", None) is not None:
         raise UnsupportedGraphError(f"{path}: a neuron with a precision of its own; only float32")
-    rest = 0.0 if module.v_reset is None else float(module.v_reset)
-    start = vars(module).get("_memories_rv", {}).get("v", rest)
-    if not is_reset(start, rest) and start != module.v_reset:
+    _check_start(path, module)
+    surrogate, alpha = _surrogate(path, module.surrogate_function)
+    flat = type(module).__module__ == f"{SPIKINGJELLY}.neuron"
+    form: ir.FormName = "spikingjelly_0" if flat else "spikingjelly"
+    common = {"form": form, "surrogate": surrogate, "surrogate_alpha": alpha}
+    try:
+        return spiking_nodes.spec_of(path, module, **common)
+    except UsageError as error:
+        raise UnsupportedGraphError(f"{path}: {error}") from error
+
+
+def _check_start(path: str, module: Any) -> None:
+    """Raise UnsupportedGraphError for a state that a reset puts elsewhere than the class does.
+
+    Membranes start at the reset value, Izhikevich's w where it says, all others at 0.
+    """
+    reset = getattr(module, "v_reset", None)
+    rest = 0.0 if reset is None else float(reset)
+    starts = vars(module).get("_memories_rv", {})
+    start = starts.get("v", rest)
+    if not is_reset(start, rest) and start != reset:
         raise UnsupportedGraphError(
             f"{path}: its membrane starts at {start!r} after a reset; supported is the reset value "
             f"{rest:g}"
         )
-    surrogate, alpha = _surrogate(path, module.surrogate_function)
-    flat = type(module).__module__ == f"{SPIKINGJELLY}.neuron"
-    return ir.NeuronSpec(
-        family=family,
-        tau=_tau(module),
-        decay_input=bool(getattr(module, "decay_input", True)),
-        v_threshold=float(module.v_threshold),
-        v_reset=None if module.v_reset is None else float(module.v_reset),
-        fire="ge",
-        surrogate=surrogate,
-        surrogate_alpha=alpha,
-        detach_reset=module.detach_reset,
-        form="spikingjelly_0" if flat else "spikingjelly",
-    )
-
-
-def _tau(module: Any) -> float:
-    """A fixed tau; of a learned one 1 / sigmoid(w), which only describes it."""
-    if type(module).__name__ == "ParametricLIFNode":
-        return float(1.0 / module.w.detach().double().sigmoid())
-    return float(getattr(module, "tau", 2.0))
+    for name in ("m", "c"):
+        if not is_reset(starts.get(name, 0.0), 0.0):
+            raise UnsupportedGraphError(
+                f"{path}: {name} starts at {starts[name]!r} after a reset; supported is 0"
+            )
 
 
 def _surrogate(path: str, function: Any) -> tuple[ir.SurrogateName, float]:
     """Name and width; they matter only if the network is trained further."""
     name = type(function).__name__
+    if name == "MultiLevelSpikeCount":
+        return _window_of(path, function)
     if name not in SURROGATES:
         text = (
             f"{path}: surrogate function {name} is not known here; if this network is trained "
@@ -221,6 +229,17 @@ def _surrogate(path: str, function: Any) -> tuple[ir.SurrogateName, float]:
         return "atan", 2.0
     alpha = float(function.alpha)
     return SURROGATES[name], 1.0 / alpha if name == "Rect" else alpha
+
+
+def _window_of(path: str, function: Any) -> tuple[ir.SurrogateName, float]:
+    """Neurons that send integers pass gradients where these are not cut, without a surrogate."""
+    if (function.grad_min, function.grad_max) != (0, function.max_spike_count):
+        text = (
+            f"{path}: gradients between {function.grad_min:g} and {function.grad_max:g}; if this "
+            f"network is trained further, they pass between 0 and {function.max_spike_count}"
+        )
+        warnings.warn(NetworkWarning(text), stacklevel=2)
+    return "atan", 2.0
 
 
 def both_sides(value: Any) -> tuple[int, int]:
@@ -320,8 +339,9 @@ CONVERTERS: dict[str, Callable[[str, tuple[str, ...], Any], ir.Node]] = {
         path, inputs, module.classes, False, False, module.votes, module.over_time
     ),
     "SpikingNeuron": _population,
-    stepped.LEAKY: lambda path, inputs, module: ir.Population(
-        path, inputs, stepped.leaky_spec(path, module)
+    **dict.fromkeys(
+        stepped.STATES,
+        lambda path, inputs, module: ir.Population(path, inputs, stepped.spec_of(path, module)),
     ),
     **dict.fromkeys(SCALERS, _scale),
     **dict.fromkeys(NEURONS, _population),

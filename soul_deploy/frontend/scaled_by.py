@@ -70,6 +70,8 @@ def check_channels(
     builder: "GraphBuilder", node: fx.Node, path: str, module: Any, source: TracedValue
 ) -> None:
     """Refuse an ann2snn scaler along another axis than that of channels."""
+    if module_kinds.module_kind(module) != "ChannelVoltageScaler":
+        return
     lead = 1 if module_kinds.step_mode(module) == "m" else source.lead
     rank = lead + len(builder.shapes[source.name])
     axis = module.channel_dim % rank

@@ -25,7 +25,10 @@ SMALLEST_SCALE = 1e-3  # of the threshold: what smaller currents and membranes a
 @brief
 @dataclass(frozen=True)
 class Trace:
-    """Values of one population, each (T, B, ...): current, membrane after reset, bool spikes."""
+    """Values of one population, each (T, B, ...): current, membrane after reset, what it sends.
+
+    Of a neuron that does not keep its membranes there is that of the last step only.
+    """
 
     current: Tensor
     membrane: Tensor
@@ -59,7 +62,7 @@ def run_graph(module: GraphModule, example: Tensor) -> TracedRun:
         signal = values[source]
         current = signal.tensor
         current = current.expand(steps, *current.shape) if signal.static else current
-        spikes = values[name].tensor.bool()
+        spikes = values[name].tensor
         traces[name] = Trace(current, torch.stack(membranes[name]), spikes)
     return TracedRun(traces, values[readout].tensor)
 
@@ -123,13 +126,16 @@ def _listening(network: nn.Module, graph: SpikingGraph) -> Iterator[dict[str, _E
 
 @contextmanager
 def _membranes_kept(neurons: Iterable[Any]) -> Iterator[None]:
-    """SpikingJelly's neurons keep the membrane of every step of a sequence, for as long as this."""
+    """SpikingJelly's neurons keep the membrane of every step of a sequence, for as long as this.
+
+    Most do as `store_v_seq` says, ComplementaryLIFNode as `store_state_seqs`, GatedLIFNode never.
+    """
     kept: list[tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = []
     for neuron in neurons:
         if module_kinds.step_mode(neuron) == "m":
             attributes = vars(neuron)
             kept.append((attributes, dict(attributes), dict(attributes["_memories_rv"])))
-            neuron.store_v_seq = True
+            neuron.store_v_seq = neuron.store_state_seqs = True
     try:
         yield
     finally:
@@ -147,7 +153,7 @@ def _hooks(ear: _Ear) -> tuple[Callable[..., None], Callable[..., None]]:
     def after(module: nn.Module, inputs: Any, output: Any) -> None:
         one = module_kinds.step_mode(module) == "s" or stepped.is_stepped(module)
         fired: Tensor = output[0] if isinstance(output, tuple) else output
-        spikes, current = fired.detach().bool(), taken.pop()
+        spikes, current = _sent(module, fired.detach().clone()), taken.pop()
         spikes = spikes.unsqueeze(0) if one else spikes
         ear.spikes.append(spikes)
         ear.membranes.append(_membrane(module, current))
@@ -155,6 +161,12 @@ def _hooks(ear: _Ear) -> tuple[Callable[..., None], Callable[..., None]]:
 
     taken: list[Tensor] = []
     return before, after
+
+
+def _sent(module: Any, given: Tensor) -> Tensor:
+    """What a population sends, whole numbers, where its module gives fractions."""
+    unit = module.spec.unit if isinstance(module, SpikingNeuron) else 1.0
+    return given if unit == 1 else (given / unit).round()
 
 
 def _membrane(module: Any, current: Tensor) -> Tensor:
@@ -166,9 +178,11 @@ def _membrane(module: Any, current: Tensor) -> Tensor:
         return torch.stack(seen)
     if stepped.is_stepped(module):
         return stepped.membrane_after(module).unsqueeze(0)
-    last: Tensor = module.v if module_kinds.step_mode(module) == "s" else module.v_seq
-    kept = last.detach().clone()
-    return kept.unsqueeze(0) if module_kinds.step_mode(module) == "s" else kept
+    sequence = None
+    if module_kinds.step_mode(module) == "m":
+        (sequence, *_) = getattr(module, "state_seqs", None) or (getattr(module, "v_seq", None),)
+    last: Tensor = module.v.unsqueeze(0) if sequence is None else sequence
+    return last.detach().clone()
 
 
 @contextmanager
@@ -234,7 +248,8 @@ def difference(
         least = SMALLEST_SCALE * thresholds[name]
         spikes[name] = _count(theirs.spikes, mine.spikes)
         currents[name] = _beyond(theirs.current, mine.current, least, tolerance)
-        membranes[name] = _beyond(theirs.membrane, mine.membrane, least, tolerance)
+        seen = mine.membrane[-len(theirs.membrane) :]
+        membranes[name] = _beyond(theirs.membrane, seen, least, tolerance)
     return Difference(
         {name: n for name, n in spikes.items() if n},
         tuple(name for name in ours.populations if name not in own.populations),
@@ -250,11 +265,15 @@ def _count(theirs: Tensor, mine: Tensor) -> int:
 
 
 def _beyond(theirs: Tensor, mine: Tensor, least: float, tolerance: float) -> float:
-    """The largest difference, if it is more than rounding; else 0."""
+    """The largest difference, if it is more than rounding; else 0.
+
+    A membrane may run away to infinity, and a reset by 0 · infinity make it none, in both.
+    """
     if theirs.shape != mine.shape:
         return float("inf")
-    scale = max(least, float(theirs.abs().max()))
-    largest = float((theirs - mine).abs().max())
+    same = (theirs == mine) | (theirs.isnan() & mine.isnan())
+    scale = max(least, float(torch.where(theirs.isfinite(), theirs, 0).abs().max()))
+    largest = float(torch.where(same, 0, (theirs - mine).abs()).max())
     return 0.0 if largest <= tolerance * scale else largest
 
 

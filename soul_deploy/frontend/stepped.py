@@ -1,15 +1,15 @@
-"""snnTorch's neurons: called once a step, on a current and their membrane.
+"""snnTorch's neurons: called once a step, on a current and their state.
 
-`spikes, mem = lif(current, mem)`, or with `init_hidden=True` `spikes = lif(current)`. The membrane
-of the last call also stays in the module (`lif.mem`), and a call without one takes it from there.
+`spikes, mem = lif(current, mem)`, or with `init_hidden=True` `spikes = lif(current)`. The state of
+the last call also stays in the module (`lif.mem`), and a call without one takes it from there.
 snnTorch is never imported: classes are known by where they are defined and what they are called.
 
-While a forward is traced, the membranes are out of reach: stand-ins tell where each came from.
+While a forward is traced, the states are out of reach: stand-ins tell where each came from.
 """
 
 import inspect
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -19,19 +19,31 @@ from torch import Tensor, nn
 
 from soul_deploy.base.errors import NetworkWarning, UnsupportedGraphError, UsageError
 from soul_deploy.frontend.sizes import Refusal
-from soul_deploy.ir import NeuronSpec
+from soul_deploy.ir import NeuronSpec, SurrogateName
 from soul_deploy.ir.neurons import LARGEST
+from soul_deploy.runtime.dynamics import snntorch
 
 SNNTORCH = "snntorch"
-LEAKY = "Leaky"
+STATES: Mapping[str, tuple[str, ...]] = {
+    "Leaky": ("mem",),
+    "Lapicque": ("mem",),
+    "Synaptic": ("syn", "mem"),
+}
+"""The neurons that are known, and their state in the order of arguments and results."""
 RESETS = {"_base_sub": "subtract", "_base_zero": "zero", "_base_int": "none"}
-"""What Leaky computes by (snntorch/_neurons/leaky.py, 1.0.0), and the reset_mechanism it means."""
+"""What neurons compute by (snntorch/_neurons, 1.0.0), and the reset_mechanism it means."""
 LEFT_ALONE = {"inhibition": False, "state_quant": False}
 
 
-def is_leaky(cls: type) -> bool:
-    """Whether a class is snnTorch's Leaky itself."""
-    return _is_of_snntorch(cls) and cls.__name__ == LEAKY
+def kind_of(cls: type) -> str | None:
+    """The name of a class of snnTorch's that is a known neuron."""
+    return cls.__name__ if _is_of_snntorch(cls) and cls.__name__ in STATES else None
+
+
+def states_of(module: nn.Module) -> tuple[str, ...]:
+    """The attributes of a neuron that hold its state; of those that are not known, the membrane."""
+    kinds = [kind for base in type(module).__mro__ if (kind := kind_of(base)) is not None]
+    return STATES[kinds[0]] if kinds else ("mem",)
 
 
 def is_stepped(module: nn.Module) -> bool:
@@ -44,8 +56,8 @@ def _is_of_snntorch(cls: type) -> bool:
     return cls.__module__.split(".")[0] == SNNTORCH
 
 
-def leaky_spec(path: str, module: Any) -> NeuronSpec:
-    """The neuron of a Leaky, exactly as it computes (`NeuronSpec.form` "snntorch").
+def spec_of(path: str, module: Any) -> NeuronSpec:
+    """The neuron of a module of snnTorch's, exactly as it computes.
 
     A Leaky that is reset to zero tells from its membrane whether it fired, a step later; resetting
     it at once is the same. Raises UnsupportedGraphError for what changes its arithmetic.
@@ -56,44 +68,87 @@ def leaky_spec(path: str, module: Any) -> NeuronSpec:
             raise UnsupportedGraphError(f"{path}: {name} = {getattr(module, name)!r} is not known")
     if not torch.equal(module.graded_spikes_factor, torch.ones_like(module.graded_spikes_factor)):
         raise UnsupportedGraphError(f"{path}: graded_spikes_factor other than 1 is not supported")
-    beta = min(max(_number(path, module, "beta"), 0.0), 1.0)
-    if beta == 0:
-        raise UnsupportedGraphError(f"{path}: beta 0, which leaves nothing of a membrane")
     surrogate, alpha = _surrogate(path, module.spike_grad)
+    shared = {
+        "v_threshold": _number(path, module, "threshold"),
+        "surrogate": surrogate,
+        "surrogate_alpha": alpha,
+        "fire": "gt",
+    }
     try:
-        return NeuronSpec(
-            family="if" if beta == 1 else "lif",
-            tau=2.0 if beta == 1 else min(1.0 / (1.0 - beta), LARGEST),
-            decay_input=False,
-            v_threshold=_number(path, module, "threshold"),
-            v_reset=0.0 if mechanism == "zero" else None,
-            v_subtract=0.0 if mechanism == "none" else None,
-            surrogate="sigmoid" if surrogate == "sigmoid" else "atan",
-            surrogate_alpha=alpha,
-            form="snntorch",
-        )
+        return SPECS[type_name(module)](path, module, mechanism, shared)
     except UsageError as error:
         raise UnsupportedGraphError(f"{path}: {error}") from error
+
+
+def type_name(module: nn.Module) -> str:
+    """Which of STATES a known neuron is; a subclass without code of its own is its base."""
+    return next(kind for base in type(module).__mro__ if (kind := kind_of(base)) is not None)
+
+
+def _leaky(path: str, module: Any, mechanism: str, shared: dict[str, Any]) -> NeuronSpec:
+    """`NeuronSpec.form` "snntorch"; of a family with more state where a reset at once subtracts,
+    since a membrane that stays above its threshold then resets the next step.
+    """
+    beta = _decay(path, module, "beta")
+    if mechanism == "subtract" and not module.reset_delay:
+        return _of_family("snn_leaky", module, mechanism, shared, beta=beta)
+    if beta == 0:
+        raise UnsupportedGraphError(f"{path}: beta 0, which leaves nothing of a membrane")
+    return NeuronSpec(
+        family="if" if beta == 1 else "lif",
+        tau=2.0 if beta == 1 else min(1.0 / (1.0 - beta), LARGEST),
+        decay_input=False,
+        v_reset=0.0 if mechanism == "zero" else None,
+        v_subtract=0.0 if mechanism == "none" else None,
+        form="snntorch",
+        **shared,
+    )
+
+
+def _synaptic(path: str, module: Any, mechanism: str, shared: dict[str, Any]) -> NeuronSpec:
+    decays = {name: _decay(path, module, name) for name in ("alpha", "beta")}
+    return _of_family("snn_synaptic", module, mechanism, shared, **decays)
+
+
+def _lapicque(path: str, module: Any, mechanism: str, shared: dict[str, Any]) -> NeuronSpec:
+    circuit = {name: _number(path, module, name) for name in ("R", "C", "time_step")}
+    return _of_family("snn_lapicque", module, mechanism, shared, **circuit)
+
+
+def _of_family(
+    family: str, module: Any, mechanism: str, shared: dict[str, Any], **numbers: float
+) -> NeuronSpec:
+    """A neuron of `runtime.dynamics.snntorch`."""
+    numbers |= {
+        "threshold": shared["v_threshold"],
+        "reset": snntorch.RESETS[mechanism],
+        "delay": float(getattr(module, "reset_delay", True)),
+    }
+    return NeuronSpec(family=family, settings=tuple(numbers.items()), **shared)
+
+
+SPECS: Mapping[str, Callable[[str, Any, str, dict[str, Any]], NeuronSpec]] = {
+    "Leaky": _leaky,
+    "Lapicque": _lapicque,
+    "Synaptic": _synaptic,
+}
 
 
 def _mechanism(path: str, module: Any) -> str:
     function = getattr(module, "state_function", None)
     mechanism = RESETS.get(getattr(function, "__name__", ""))
-    if mechanism is None or not hasattr(module, "reset_delay"):
+    name = type_name(module)
+    if mechanism is None or (name != "Lapicque" and not hasattr(module, "reset_delay")):
         raise UnsupportedGraphError(
-            f"{path}: a Leaky of another version of snnTorch than 1.0.0, the one that is known here"
+            f"{path}: a {name} of another version of snnTorch than 1.0.0, the one that is known "
+            "here"
         )
     said = list(RESETS.values())[int(module.reset_mechanism_val)]
     if said != mechanism:
         raise UnsupportedGraphError(
             f"{path}: it computes reset_mechanism {mechanism!r} and says {said!r}, which was set "
-            "after it was made; give reset_mechanism to Leaky(...)"
-        )
-    if mechanism == "subtract" and not module.reset_delay:
-        raise UnsupportedGraphError(
-            f"{path}: reset_delay=False with reset by subtraction, which takes nothing off where a "
-            "membrane stays above its threshold; supported is reset_delay=True (the default), or "
-            'reset_mechanism="zero"'
+            f"after it was made; give reset_mechanism to {name}(...)"
         )
     return mechanism
 
@@ -108,7 +163,12 @@ def _number(path: str, module: Any, name: str) -> float:
     return float(value.detach().float())
 
 
-def _surrogate(path: str, function: Any) -> tuple[str, float]:
+def _decay(path: str, module: Any, name: str) -> float:
+    """As snnTorch clamps it."""
+    return min(max(_number(path, module, name), 0.0), 1.0)
+
+
+def _surrogate(path: str, function: Any) -> tuple[SurrogateName, float]:
     """Name and width, which matter only if the network is trained further.
 
     All that snnTorch defines fire where the membrane is above the threshold.
@@ -121,9 +181,9 @@ def _surrogate(path: str, function: Any) -> tuple[str, float]:
         )
     inner = inspect.getclosurevars(function).nonlocals
     if name == "atan":
-        return name, float(inner["alpha"])
+        return "atan", float(inner["alpha"])
     if name == "sigmoid":
-        return name, float(inner["slope"])
+        return "sigmoid", float(inner["slope"])
     text = (
         f"{path}: surrogate function {name} is not known here; if this network is trained further, "
         "atan (alpha 2) takes its place. Known: atan, sigmoid"
@@ -137,18 +197,20 @@ def rest() -> NoReturn:
     raise NotImplementedError("stands in traces only")
 
 
-def kept(path: str) -> NoReturn:
-    """Mark: the membrane that an earlier call of the network left in the neuron `path`."""
+def kept(path: str, state: str) -> NoReturn:
+    """Mark: the state that an earlier call of the network left in the neuron `path`."""
     raise NotImplementedError("stands in traces only")
 
 
 class Membrane:
-    """Stands for a membrane that no traced call made: at rest, or kept (`path`) from before."""
+    """Stands for a state that no traced call made: at rest, or kept from before in the attribute
+    `place` = (path, state).
+    """
 
     device = torch.device("cpu")
 
-    def __init__(self, path: str | None) -> None:
-        self.path = path
+    def __init__(self, place: tuple[str, str] | None) -> None:
+        self.place = place
 
     @classmethod
     def __torch_function__(
@@ -173,9 +235,10 @@ def hidden(network: nn.Module) -> Iterator[None]:
                 continue
             own = vars(module)
             changed.append((own, dict(own)))
-            own["_buffers"] = {k: v for k, v in own["_buffers"].items() if k != "mem"}
-            own["mem"] = Membrane(path)
-            own["reset_mem"] = own["init_leaky"] = _resetting(own)
+            states, name = states_of(module), type(module).__name__.lower()
+            own["_buffers"] = {k: v for k, v in own["_buffers"].items() if k not in states}
+            own.update({state: Membrane((path, state)) for state in states})
+            own["reset_mem"] = own[f"init_{name}"] = _resetting(own, states)
         yield
     finally:
         for own, before in changed:
@@ -183,36 +246,47 @@ def hidden(network: nn.Module) -> Iterator[None]:
             own.update(before)
 
 
-def _resetting(own: dict[str, Any]) -> Callable[[], Membrane]:
-    def reset() -> Membrane:
-        own["mem"] = at_rest = Membrane(None)
-        return at_rest
+def _resetting(own: dict[str, Any], states: tuple[str, ...]) -> Callable[[], Any]:
+    def reset() -> Any:
+        own.update({state: Membrane(None) for state in states})
+        found = tuple(own[state] for state in states)
+        return found if len(states) > 1 else found[0]
 
     return reset
 
 
 def arguments(path: str, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """The current and the membrane that a call uses: the one it is given, or the neuron's own."""
-    given = args[1] if len(args) > 1 else kwargs.get("mem")
-    if not 1 <= len(args) <= 2 or kwargs.keys() - {"mem"}:
-        raise Refusal(f"neuron {path!r} is called with other than a current and a membrane")
-    if given is not None and module.init_hidden:
+    """The current and the state that a call uses: what it is given, or the neuron's own."""
+    states = states_of(module)
+    if not 1 <= len(args) <= 1 + len(states) or kwargs.keys() - states:
+        raise Refusal(f"neuron {path!r} is called with other than a current and its state")
+    given = {**dict(zip(states, args[1:], strict=False)), **kwargs}
+    used = [_used(path, module, state, given.get(state)) for state in states]
+    return args[0], *used
+
+
+def _used(path: str, module: Any, state: str, given: Any) -> Any:
+    if given is None:
+        return vars(module)[state]
+    if module.init_hidden:
         raise Refusal(f"neuron {path!r} has init_hidden=True and is given a membrane")
-    if isinstance(given, Tensor):
-        if given.any():
-            raise Refusal(
-                f"neuron {path!r} is given a membrane of other values than 0; a graph's neurons "
-                "start at rest"
-            )
-        given = Membrane(None)
-    return args[0], vars(module)["mem"] if given is None else given
+    if not isinstance(given, Tensor):
+        return given
+    if given.any():
+        raise Refusal(
+            f"neuron {path!r} is given a membrane of other values than 0; a graph's neurons start "
+            "at rest"
+        )
+    return Membrane(None)
 
 
-def results(module: Any, spikes: Any, membrane: Any) -> Any:
-    """What a call returns, whose neuron now holds `membrane`."""
-    vars(module)["mem"] = membrane
-    alone = module.init_hidden and not module.output
-    return spikes if alone else (spikes, membrane)
+def results(module: Any, called: Any) -> Any:
+    """What a call returns, of `called`: its spikes and the state that its neuron now holds."""
+    states = states_of(module)
+    vars(module).update({state: called[1 + i] for i, state in enumerate(states)})
+    if module.init_hidden and not module.output:
+        return called[0]
+    return called[0], *(vars(module)[state] for state in states)
 
 
 @contextmanager
@@ -220,7 +294,8 @@ def from_rest(module: Any) -> Iterator[None]:
     """A neuron at rest for as long as this; then as it was."""
     own = vars(module)
     before, buffers = dict(own), dict(own["_buffers"])
-    own["_buffers"] = {**buffers, "mem": torch.zeros(0, device=buffers["mem"].device)}
+    at_rest = {state: buffers[state].new_zeros(0) for state in states_of(module)}
+    own["_buffers"] = {**buffers, **at_rest}
     try:
         yield
     finally:
@@ -229,9 +304,9 @@ def from_rest(module: Any) -> Iterator[None]:
 
 
 def membrane_after(module: Any) -> Tensor:
-    """The membrane that a Leaky's last call left, after its reset as `leaky_spec` has it."""
+    """The membrane that a neuron's last call left, after its reset as `spec_of` has it."""
     held: Tensor = module.mem.detach()
-    if module.state_function.__name__ != "_base_zero":
+    if type_name(module) != "Leaky" or module.state_function.__name__ != "_base_zero":
         return held.clone()
     return torch.where(held > module.threshold, torch.zeros_like(held), held)
 
@@ -241,11 +316,11 @@ class Returns:
     """What a forward is given besides its input, and returns besides the class scores.
 
     scores  which of several values is the class scores; None: the only one
-    states  by argument: the neuron whose membrane it is, and which value is its next one
+    states  by argument: the neuron and the state that it is, and which value is its next one
     """
 
     scores: int | None = None
-    states: tuple[tuple[str, int], ...] = ()
+    states: tuple[tuple[str, str, int], ...] = ()
 
 
 NOTHING_MORE = Returns()
@@ -259,12 +334,12 @@ class Calls:
 
     def __init__(self, network: nn.Module, returns: Returns) -> None:
         self._network, self._returns = network, returns
-        neurons: list[Any] = [network.get_submodule(path) for path, _ in returns.states]
-        self._held = [neuron.reset_mem() for neuron in neurons]
+        held = [getattr(network.get_submodule(path), state) for path, state, _ in returns.states]
+        self._held = [state.new_zeros(0) for state in held]
 
     def __call__(self, x: Tensor) -> Tensor:
         returned = self._network(x, *self._held)
-        self._held = [returned[place] for _, place in self._returns.states]
+        self._held = [returned[place] for *_, place in self._returns.states]
         place = self._returns.scores
         scores = returned if place is None else returned[place]
         return scores if isinstance(scores, Tensor) else torch.stack(tuple(scores))

@@ -188,8 +188,8 @@ def _require_all_steps(builder: GraphBuilder, node: fx.Node, times: Any) -> None
 
 def at_rest(builder: GraphBuilder, node: fx.Node) -> None:
     """The membrane that a neuron's first step begins with."""
-    name = str(node.args[0]) if node.args else ""
-    builder.values[node] = TracedValue(name, 1, step=unrolled.BEFORE, membrane=True)
+    name, state = map(str, node.args or ("", ""))
+    builder.values[node] = TracedValue(name, 1, step=unrolled.BEFORE, membrane=state or "any")
 
 
 def fold(builder: GraphBuilder, node: fx.Node) -> None:

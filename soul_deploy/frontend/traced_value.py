@@ -21,7 +21,7 @@ class TracedValue:
     pair     what `max` over an axis gives: the values and their places
     inverse  1 - the node's value
     step     of a forward that loops over time: which step's value it is; None: the same at all
-    membrane the membrane of the population, not its spikes
+    membrane which state of the population it is (mem, syn); None: its spikes
     order    which of its axes stands where, after a permutation; (): as they are
     """
 
@@ -33,7 +33,7 @@ class TracedValue:
     pair: bool = False
     inverse: bool = False
     step: int | None = None
-    membrane: bool = False
+    membrane: str | None = None
     order: tuple[int, ...] = ()
 
 

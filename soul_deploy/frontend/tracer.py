@@ -26,11 +26,12 @@ from torch.fx.graph import inplace_methods
 from soul_deploy.base.errors import UnsupportedGraphError
 from soul_deploy.frontend import hidden_state, module_kinds, stepped
 from soul_deploy.frontend.sizes import Refusal, Side, Sides
+from soul_deploy.frontend.spiking_nodes import NEURONS
 
 SUPPORTED = (
     "Conv2d, Linear, BatchNorm1d/2d, tdBN, ann2snn's scalers, spiking neurons (SpikingNeuron; "
-    "SpikingJelly's IFNode, LIFNode, ParametricLIFNode; snnTorch's Leaky), MaxPool2d, AvgPool2d, "
-    "AdaptiveAvgPool2d, Flatten, Merge, Dropout, Identity, RateReadout, VoteReadout, "
+    f"SpikingJelly's {', '.join(NEURONS)}; snnTorch's Leaky, Synaptic, Lapicque), MaxPool2d, "
+    "AvgPool2d, AdaptiveAvgPool2d, Flatten, Merge, Dropout, Identity, RateReadout, VoteReadout, "
     "SpikingJelly's layers of these names and its MultiStepContainer, SeqToANNContainer, "
     "VotingLayer; in forward: +, x * y and x * (1 - y) of spikes, x * c and x / c by constants, "
     "flatten and views that only merge axes, permute and back, the mean over time or space, "
@@ -158,10 +159,10 @@ class Tracer(fx.Tracer):
         if kind in module_kinds.CONTAINERS:
             return self._enter(m, str(kind), *args)
         try:
-            if kind == stepped.LEAKY:
+            if kind in stepped.STATES:
                 args, kwargs = stepped.arguments(path, m, args, kwargs), {}
                 called = super().call_module(m, forward, args, kwargs)
-                return stepped.results(m, called[0], called[1])
+                return stepped.results(m, called)
             return super().call_module(m, forward, args, kwargs)
         except Exception:
             self.failed_in = self.failed_in or path
@@ -195,8 +196,8 @@ class Tracer(fx.Tracer):
         if isinstance(a, hidden_state.State):
             a.refuse()
         if isinstance(a, stepped.Membrane):
-            mark: Any = stepped.rest if a.path is None else stepped.kept
-            return self.create_node("call_function", mark, () if a.path is None else (a.path,), {})
+            mark: Any = stepped.rest if a.place is None else stepped.kept
+            return self.create_node("call_function", mark, a.place or (), {})
         return super().create_arg(a)
 
 

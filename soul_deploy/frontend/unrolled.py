@@ -44,7 +44,7 @@ class Unrolled:
     one_step: bool = False
     _done: dict[Any, "TracedValue"] = field(default_factory=dict)
     _weighed: dict[str, list[fx.Node]] = field(default_factory=dict)
-    _given: dict[fx.Node, str] = field(default_factory=dict)
+    _given: dict[fx.Node, tuple[str, str]] = field(default_factory=dict)
 
     def follow(self, builder: "GraphBuilder", node: fx.Node) -> None:
         """Make an operation of a network with stepped neurons, or find that it was made."""
@@ -58,8 +58,9 @@ class Unrolled:
             return
         called = node.args[0] if node.target is operator.getitem else None
         if isinstance(called, fx.Node) and _is_neuron(_module_of(builder, called)):
-            membrane = node.args[1] == 1  # of (spikes, membrane)
-            builder.values[node] = replace(builder.values[called], membrane=bool(membrane))
+            states = (None, *stepped.states_of(_module_of(builder, called)))
+            part = states[int(str(node.args[1]))]  # of (spikes, state, ...)
+            builder.values[node] = replace(builder.values[called], membrane=part)
             return
         if node.target is torch.stack:  # puts steps together, and says which
             builder.operate(node)
@@ -89,7 +90,9 @@ class Unrolled:
         def plain(argument: Any) -> Any:
             if isinstance(argument, fx.Node):
                 value = builder.values.get(argument)
-                return argument if value is None else replace(value, step=None)
+                if value is not None:
+                    return replace(value, step=None)
+                return argument if argument.op != "get_attr" else (argument.op, argument.target)
             if isinstance(argument, list | tuple):
                 return tuple(map(plain, argument))
             if isinstance(argument, dict):
@@ -117,9 +120,12 @@ class Unrolled:
         step = self.calls.get(path, 0)
         current = builder.value(node, node.args[0])
         self._check_current(builder, node, current, step)
-        self._check_membrane(builder, node, path, step)
+        for state, given in zip(stepped.states_of(module), node.args[1:], strict=True):
+            self._check_membrane(builder, node, (path, state, step), given)
         if step == 0:
-            converted = module_kinds.CONVERTERS[stepped.LEAKY](path, (current.name,), module)
+            converted = module_kinds.CONVERTERS[stepped.type_name(module)](
+                path, (current.name,), module
+            )
             builder.add(node, converted, replace(current, name=path, step=0))
         elif builder.nodes[path].inputs != (current.name,):
             raise builder.unsupported(
@@ -147,16 +153,19 @@ class Unrolled:
                 f"{step + 1}, with a value of step {current.step + 1}, which",
             )
 
-    def _check_membrane(self, builder: "GraphBuilder", node: fx.Node, path: str, step: int) -> None:
-        given = node.args[1]
-        assert isinstance(given, fx.Node), "the tracer gives each call a membrane"
+    def _check_membrane(
+        self, builder: "GraphBuilder", node: fx.Node, place: tuple[str, str, int], given: Any
+    ) -> None:
+        """What a neuron's call is given for a state, place = (path, state, step)."""
+        path, state, step = place
+        assert isinstance(given, fx.Node), "the tracer gives each call a state"
         if step == 0 and given.op == "placeholder" and given not in self._given:
-            self._given[given] = path
+            self._given[given] = path, state
             self.kept.add(path)
             return
         membrane = builder.values.get(given)
-        known = membrane is not None and membrane.membrane
-        if membrane is None or not known or membrane.name not in ("", path):
+        own = ("", "any"), (path, state)
+        if membrane is None or (membrane.name, membrane.membrane) not in own:
             what = f"neuron {path!r} with another membrane than its own of the step before"
             raise builder.unsupported(node, what)
         if membrane.step != step - 1:
@@ -233,19 +242,17 @@ class Unrolled:
         """Where the membranes that forward is given stand in what it returns."""
         states = []
         for placeholder in [n for n in node.graph.nodes if n.op == "placeholder"][1:]:
-            path = self._given.get(placeholder)
-            last = self.calls[path] - 1 if path is not None else None
-            where = [
-                i for i, v in enumerate(values) if v.membrane and (v.name, v.step) == (path, last)
-            ]
-            if path is None or not where:
+            path, state = self._given.get(placeholder, ("", ""))
+            last = path, state, self.calls.get(path, 0) - 1
+            where = [i for i, v in enumerate(values) if (v.name, v.membrane, v.step) == last]
+            if not path or not where:
                 raise builder.unsupported(
                     node,
                     f"a forward that takes {placeholder.target!r} besides its input, and does not "
                     "give it to a neuron as its membrane and return that neuron's next one,",
                 )
-            states.append((path, where[0]))
-        held = {i for _, i in states}
+            states.append((path, state, where[0]))
+        held = {i for *_, i in states}
         if any(value.membrane and i not in held for i, value in enumerate(values)):
             text = "class scores are the spikes that forward returns; its membranes are left out"
             warnings.warn(NetworkWarning(text), stacklevel=2)
@@ -299,7 +306,13 @@ class Unrolled:
 
     def warn_of_kept(self, modules: Any) -> NetworkWarning | None:
         """What to warn about membranes that an earlier run left."""
-        used = [path for path in sorted(self.kept) if modules[path].mem.any()]
+        used = [
+            path
+            for path in sorted(self.kept)
+            if any(
+                getattr(modules[path], state).any() for state in stepped.states_of(modules[path])
+            )
+        ]
         if not used:
             return None
         return NetworkWarning(
@@ -315,7 +328,7 @@ def _module_of(builder: "GraphBuilder", node: Any) -> Any:
 
 
 def _is_neuron(module: Any) -> bool:
-    return module is not None and module_kinds.module_kind(module) == stepped.LEAKY
+    return module is not None and module_kinds.module_kind(module) in stepped.STATES
 
 
 def _told(steps: Any) -> str:

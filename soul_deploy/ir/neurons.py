@@ -193,7 +193,7 @@ class NeuronSpec:
     @property
     def named(self) -> dict[str, Any]:
         """All numbers by name, the family's own among them."""
-        fields = ("tau", "decay_input", "v_threshold", "v_reset", "fire")
+        fields = ("tau", "decay_input", "v_threshold", "v_reset", "fire", "form")
         return {name: getattr(self, name) for name in fields} | dict(self.settings)
 
     @property
@@ -316,14 +316,20 @@ class NeuronSpec:
         return 1.0 if self.family == "if" else 1.0 - 1.0 / self.tau
 
 
+_COMPLEMENTARY: Mapping[str, Any] = {
+    "decay_input": False,
+    "surrogate": "rectangle",
+    "surrogate_alpha": 1.0,
+    "detach_reset": False,  # their modules have it and do not read it
+}
 SOUL_NEURONS: Mapping[NeuronFamily, NeuronSpec] = {
     "lif": NeuronSpec("lif"),
     "plif": NeuronSpec("plif", decay_input=False),
     "if": NeuronSpec("if"),
-    "clif": NeuronSpec("clif", decay_input=False, surrogate="rectangle", surrogate_alpha=1.0),
-    "glif": NeuronSpec("glif"),
+    "clif": NeuronSpec("clif", **_COMPLEMENTARY),
+    "glif": NeuronSpec("glif", detach_reset=False),
     "ielif": NeuronSpec("ielif"),
-    "ilif": NeuronSpec("ilif", decay_input=False, surrogate="rectangle", surrogate_alpha=1.0),
+    "ilif": NeuronSpec("ilif", **_COMPLEMENTARY),
     "intlif": NeuronSpec("intlif", tau=4.0, settings=(("carry", 0.0),)),
     "izhikevich": NeuronSpec(
         "izhikevich", surrogate="sigmoid", surrogate_alpha=4.0, detach_reset=False

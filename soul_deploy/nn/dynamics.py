@@ -48,19 +48,21 @@ def fire_with_surrogate(
 
 
 class _Round(torch.autograd.Function):
-    """The nearest integer between two bounds; backwards 1 within the bounds (Soul's quant)."""
+    """The nearest integer between two bounds. Backwards 1 within the bounds, at which Soul's quant
+    passes gradients too, and its IELIF, which rounds upwards, does not."""
 
     @staticmethod
     def forward(ctx: Any, p: Tensor, low: float, high: float, upwards: bool) -> Tensor:
         ctx.save_for_backward(p)
-        ctx.bounds = low, high
+        ctx.low, ctx.high, ctx.open = low, high, upwards
         within: Tensor = p.clamp(low, high)
         return torch.floor(within + 0.5) if upwards else torch.round(within)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        (p,), (low, high) = ctx.saved_tensors, ctx.bounds
-        inside: Tensor = (p >= low) & (p <= high)
+        (p,) = ctx.saved_tensors
+        closed: Tensor = (p >= ctx.low) & (p <= ctx.high)
+        inside = (p > ctx.low) & (p < ctx.high) if ctx.open else closed
         return grad_outputs[0] * inside, None, None, None
 
 
@@ -81,6 +83,7 @@ def torch_operations(name: SurrogateName, alpha: float, detach_reset: bool) -> O
         relu=torch.relu,
         minimum=lambda a, b: torch.minimum(a, torch.as_tensor(b, dtype=a.dtype, device=a.device)),
         choose=choose,
+        held=torch.Tensor.detach if detach_reset else lambda s: s,
         above=lambda a, b: (a > b).to(a.dtype),
         send={
             "gt": compare("gt"),
@@ -158,7 +161,7 @@ def simulate(
         numbers = tuple(c[min(t, len(c) - 1)] if isinstance(c, Tensor) else c for c in constants)
         state = parts.charge(current if static else current[t], state, numbers)
         s = send(*parts.decide(state, numbers), float(spec.edge.low), float(spec.edge.bound or 1))
-        state = parts.settle(s.detach() if spec.detach_reset else s, state, numbers)
+        state = parts.settle(s, state, numbers)
         sent.append(s)
         if observe is not None:
             observe(t, s, state[0])

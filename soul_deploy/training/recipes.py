@@ -50,6 +50,7 @@ LAYERS = "UP; models/cifar10.py:16; ours by the network"
 
 RISING = "SP; SCA: p from the first step; ours: see docs/quality.md"
 HELD = "neither has one; ours: see docs/quality.md"
+PAID = "SP; SCA: over all layers at once; ours: by what is saved too, see below"
 COSTS = "UP; penalty_term; auto: authors, but params with --target_params"
 
 # fmt: off
@@ -89,6 +90,7 @@ ROWS: tuple[Row, ...] = (
     Row(S, "score_window", "last_batch", "epoch", "epoch", "SP:332; SCA: since the last update"),
     Row(S, "regrow_window", "last_batch", "last_batch", "epoch", "SP:370; SCA; a mean is calmer"),
     Row(S, "regrow_weights", "zero", "zero", "retain", "both zero rows, ours multiplies by masks"),
+    Row(S, "budget_rule", "score", "score", "per_cost", PAID),
     Row(S, "kept_count", "floor", "floor", "floor", "SP; SCA: 3,801 of 4,224 at p = 0.1"),
     Row(S, "min_channels", 1, 1, 1, "none in Soul and SCA: layers can end empty"),
     Row(S, "min_keep", 0.0, 0.0, 0.15, HELD),

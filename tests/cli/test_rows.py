@@ -102,17 +102,23 @@ def test_the_check_measures_rates_which_inspect_shows(model: Path) -> None:
     assert [rows[name]["rate_by"] for name in "137"] == [None, "measured", "measured"]
     assert (rows["1"]["rate"], rows["3"]["rate"]) == (None, network.rates["1"])
     assert rows["7"]["rate"] == network.rates["4"]
+    assert [rows[name]["active_by"] for name in "137"] == [None, "measured", "measured"]
+    assert [rows[name]["active"] for name in "37"] == [network.active[name] for name in "14"]
     for name, times in estimated_times(network).items():
         assert rows[name]["estimated_us"] == {form: ns / 1e3 for form, ns in times.items()}
         assert rows[name]["runs_as"] == min(times, key=times.__getitem__)
         assert rows[name]["runs_as_by"] == "estimate"
     text = "\n".join(forms_table(path))
-    assert f"{100 * network.rates['1']:.3g} %" in text and "assumed" not in text
+    assert f"{100 * network.rates['1']:.3g} % ({100 * network.active['1']:.3g} %)" in text
+    assert "assumed" not in text
     plain = exported(model, "--no_check")
-    assert load_event_network(plain).rates == {}
+    assert (load_event_network(plain).rates, load_event_network(plain).active) == ({}, {})
     rows = inspected(plain)
     assert [rows[name]["rate_by"] for name in "37"] == ["assumed", "assumed"]
     assert [rows[name]["rate"] for name in "37"] == [USUAL_RATE, 1 - (1 - USUAL_RATE) ** 4]
+    assert [rows[name]["active_by"] for name in "37"] == ["assumed", "assumed"]
+    chance = 1 - (1 - USUAL_RATE) ** STEPS
+    assert rows["3"]["active"] == pytest.approx(chance)
     text = "\n".join(forms_table(plain))  # of four pooled values one fires more often
     assert "8 % assumed" in text and "28.4 % assumed" in text
 
@@ -126,11 +132,14 @@ def test_measured_rates_are_what_fired(monkeypatch: pytest.MonkeyPatch) -> None:
     assert network.rates["1"] == pytest.approx(spikes["1"].mean(), abs=5e-5) != 0
     pooled = spikes["3"].reshape(STEPS, 5, 18, 4, 2, 4, 2).any(axis=(4, 6))
     assert network.rates["4"] == pytest.approx(pooled.mean(), abs=5e-5) != 0
+    at_any = [spikes["1"].any(axis=0).mean(), pooled.any(axis=0).mean()]
+    assert [network.active[name] for name in "14"] == pytest.approx(at_any, abs=5e-5)
+    assert network.active["1"] > network.rates["1"]
     monkeypatch.setattr(rates, "BATCH", 2)
     running = Network(network, 1)
-    assert measure_rates(running, x.numpy()) == network.rates
+    assert measure_rates(running, x.numpy()) == (network.rates, network.active)
     moving = np.stack([x.numpy()] * STEPS)
-    assert measure_rates(running, moving) == network.rates
+    assert measure_rates(running, moving) == (network.rates, network.active)
 
 
 def test_a_silent_layer_has_no_rate(tmp_path: Path) -> None:
@@ -213,7 +222,7 @@ def test_the_table_of_forms_fits_a_terminal(model: Path) -> None:
     lines = forms_table(path)
     assert max(map(len, lines)) <= LONGEST_LINE
     head = [cell.strip() for cell in lines[2].strip("┃").split("┃")]
-    assert head == ["layer", "runs as", "rate", "estimated µs, one thread"]
+    assert head == ["layer", "runs as", "rate (at any step)", "estimated µs, one thread"]
     (row,) = (line for line in lines if line.startswith("│ 3 "))
     assert re.search(r"sparse [\d.,]+, planes [\d.,]+", row)
 
@@ -222,7 +231,7 @@ def test_old_files_run_at_assumed_rates(tmp_path: Path) -> None:
     path = tmp_path / "old.event"
     shutil.copy(FIXTURES / "v0_1_0" / "compact.event.safetensors", path)
     network = load_event_network(path)
-    assert (network.rates, network.forms) == ({}, {})
+    assert (network.rates, network.active, network.forms) == ({}, {}, {})
     assert "% assumed" in "\n".join(forms_table(path))
     rows = [row for row in inspected(path).values() if row["edge"] != "analog"]
     assert rows and {row["rate_by"] for row in rows} == {"assumed"}

@@ -198,12 +198,12 @@ from torch import nn
 class Net(nn.Module):
     def __init__(self):
         super().__init__()
-        self.conv, self.lif = nn.Conv2d(2, 4, 3), snntorch.Synaptic(alpha=0.8, beta=0.9)
+        self.conv, self.lif = nn.Conv2d(2, 4, 3), snntorch.RLeaky(beta=0.9, all_to_all=False)
 
     def forward(self, x):
-        synapse, mem = self.lif.init_synaptic()
+        spikes, mem = self.lif.init_rleaky()
         for step in range(3):
-            spikes, synapse, mem = self.lif(self.conv(x), synapse, mem)
+            spikes, mem = self.lif(self.conv(x), spikes, mem)
         return spikes.mean((2, 3)), mem
 """
 
@@ -218,5 +218,5 @@ def test_other_neurons_of_snntorch_are_refused_by_name(
     result = CliRunner().invoke(root, words.split())
     said = " ".join(result.stderr.split())
     assert result.exit_code == 1 and not (tmp_path / "net.safetensors").exists()
-    assert "module 'lif' (Synaptic) of snntorch is not supported" in said
-    assert "of its modules Leaky is known here" in said
+    assert "module 'lif' (RLeaky) of snntorch is not supported" in said
+    assert "of its modules Leaky, Lapicque, Synaptic are known here" in said

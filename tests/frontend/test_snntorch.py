@@ -22,7 +22,7 @@ from soul_deploy.cli.main import root
 from soul_deploy.export.event.build import export_event
 from soul_deploy.export.onnx.model import export_onnx
 from soul_deploy.export.verify.verify import verify
-from soul_deploy.frontend.stepped import leaky_spec
+from soul_deploy.frontend.stepped import spec_of
 from soul_deploy.model.file import load, save
 from soul_deploy.model.model import Model
 from soul_deploy.nn.neuron import SpikingNeuron
@@ -61,7 +61,7 @@ def test_a_neuron_has_the_bits_of_snntorchs(
             fired = KINDS[kind].get("reset_mechanism") == "zero"
             kept = torch.where(mem > theirs.threshold, 0.0, mem) if fired else mem
             expected.append((spikes, kept))
-    ours, seen = SpikingNeuron(leaky_spec("n", theirs), steps), []
+    ours, seen = SpikingNeuron(spec_of("n", theirs), steps), []
     found = ours.simulate(current, static=False, observe=lambda t, s, v: seen.append(v))
     equation, v = ours.equation(), np.zeros(60, np.float32)
     assert isinstance(equation, NeuronEquation)
@@ -75,7 +75,7 @@ def test_a_neuron_has_the_bits_of_snntorchs(
 
 def test_ties_and_a_membrane_that_stays_above_its_threshold() -> None:
     """By hand, beta 0.5: 2.5 fires; 1.25 - 1 + 1 = 1.25 fires; 0.625 - 1 + 1.375 = 1 does not."""
-    spec = leaky_spec("n", snn.Leaky(beta=0.5))
+    spec = spec_of("n", snn.Leaky(beta=0.5))
     current = torch.tensor([2.5, 1.0, 1.375, 0.0]).reshape(4, 1)
     seen: list[float] = []
     spikes = SpikingNeuron(spec, 4).simulate(
@@ -289,7 +289,17 @@ def residual(net: Any, x: Tensor) -> Tensor:
     return torch.stack(out)
 
 
+def with_constants(net: Any, x: Tensor) -> Tensor:
+    (mem1, mem2), x, out = net.rest(), x.flatten(1), []
+    for _ in range(T):
+        spk1, mem1 = net.lif1(net.fc1(x) * net.gain, mem1)
+        spk2, mem2 = net.lif2(0.75 * net.fc2(spk1), mem2)
+        out.append(spk2)
+    return torch.stack(out)
+
+
 WRITTEN = (
+    with_constants,
     *(by_steps, over_steps, own_membranes, zero_membranes),
     *(one_layer_after_the_other, in_lists, residual),
 )
@@ -398,10 +408,10 @@ def test_surrogates_are_carried_or_named() -> None:
         (surrogate.sigmoid(slope=4), ("sigmoid", 4.0)),
         (None, ("atan", 2.0)),
     ):
-        spec = leaky_spec("n", snn.Leaky(beta=0.9, spike_grad=grad))
+        spec = spec_of("n", snn.Leaky(beta=0.9, spike_grad=grad))
         assert (spec.surrogate, spec.surrogate_alpha) == known
     with pytest.warns(NetworkWarning, match="n: surrogate function fast_sigmoid is not known here"):
-        leaky_spec("n", snn.Leaky(beta=0.9, spike_grad=surrogate.fast_sigmoid()))
+        spec_of("n", snn.Leaky(beta=0.9, spike_grad=surrogate.fast_sigmoid()))
 
 
 @pytest.mark.parametrize("kind", ["default", "zero", "none"])
@@ -409,7 +419,7 @@ def test_surrogates_are_carried_or_named() -> None:
 def test_gradients_are_snntorchs(kind: str, name: str) -> None:
     grad = surrogate.atan() if name == "atan" else surrogate.sigmoid(slope=4)
     theirs = snn.Leaky(**KINDS[kind], spike_grad=grad)
-    ours = SpikingNeuron(leaky_spec("n", theirs), 4)
+    ours = SpikingNeuron(spec_of("n", theirs), 4)
     torch.manual_seed(0)
     current, weight = torch.randn(4, 300), torch.randn(4, 300)
 

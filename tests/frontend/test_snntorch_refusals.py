@@ -166,7 +166,6 @@ SETTINGS: list[tuple[dict[str, Any], str]] = [
     ({"beta": 0.9, "threshold": torch.ones(30)}, r"lif1: threshold of shape \(30,\)"),
     ({"beta": 0.0}, "lif1: beta 0"),
     ({"beta": 0.9, "threshold": -1.0}, "lif1: v_threshold -1.0 must be above 0"),
-    ({"beta": 0.9, "reset_delay": False}, "lif1: reset_delay=False with reset by subtraction"),
     ({"beta": 0.9, "graded_spikes_factor": 2.0}, "lif1: graded_spikes_factor other than 1"),
     ({"beta": 0.9, "state_quant": torch.round}, "lif1: state_quant = "),
     ({"beta": 0.9, "spike_grad": lambda x: (x > 0.5).float()}, "lif1: spike_grad is no function"),

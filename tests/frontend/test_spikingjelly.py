@@ -385,8 +385,10 @@ class Learning(neuron.LIFNode):  # type: ignore[misc]
 def test_a_neuron_of_ones_own_is_refused() -> None:
     with pytest.raises(UnsupportedGraphError, match=r"module '0' \(Learning\) is not supported"):
         from_torch(nn.Sequential(Learning(step_mode="m")), (4,), 4)
-    unknown = nn.Sequential(neuron.KLIFNode(step_mode="m"))
-    with pytest.raises(UnsupportedGraphError, match=r"module '0' \(KLIFNode\) is not supported"):
+    unknown = nn.Sequential(neuron.SimpleIFNode(step_mode="m"))
+    with pytest.raises(
+        UnsupportedGraphError, match=r"module '0' \(SimpleIFNode\) is not supported"
+    ):
         from_torch(unknown, (4,), 4)
 
 

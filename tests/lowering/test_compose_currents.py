@@ -225,6 +225,20 @@ def test_batch_norm_before_a_projection_is_part_of_it(between: Sequence[ir.Node]
     assert equal_everywhere(model, quarters(model)) is None
 
 
+def test_a_readout_has_the_mean_of_a_batch_norm_in_front_of_it() -> None:
+    """Behind a pooling with windows that overlap: its bias counts once, not at every position."""
+    model = model_of(
+        conv("a", "input", (1, 2), padding=1), ir.Population("p", ("a",), IF), norm("n", "p"),
+        ir.AvgPool("pool", ("n",), (2, 2), (1, 1)),
+    )  # fmt: skip
+    _, shift = constants_of(model, "n")
+    added = lower(model).composed.readout.bias
+    assert added is not None
+    expected = model.state["head.weight"] @ shift + model.state["head.bias"]
+    np.testing.assert_allclose(added, expected, rtol=1e-5)
+    assert equal_everywhere(model, quarters(model)) is None
+
+
 def constants_of(model: Model, name: str) -> tuple[Array, Array]:
     constants = lower(model).constants[name]
     assert constants.shift is not None

@@ -211,7 +211,7 @@ def test_a_file_whose_name_says_another_neuron_is_read_with_it() -> None:
     result = prune("structured", path, hidden="48")
     assert result.exit_code == 0, result.output
     assert f"{path.name}: taken from its name: model spikingvgg5, neuron intlif" in result.stderr
-    assert "tau 4, v_threshold 1, norm 8, top 8, carry 0" in result.stderr
+    assert "tau 4, v_threshold 1, v_reset 0, norm 8, top 8, carry 0" in result.stderr
     model = written("structured", "spikingvgg5_intlif_cifar10_T4_2025")
     assert {node.neuron.family for node in model.graph.populations} == {"intlif"}
 

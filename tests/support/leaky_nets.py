@@ -33,6 +33,7 @@ class Net(nn.Module):
         self.fc2, self.lif2 = nn.Linear(30, 10), snn.Leaky(beta=0.8)
         self.back, self.other, self.norm = nn.Linear(30, 30), nn.Linear(30, 10), nn.BatchNorm1d(30)
         self.run = run
+        self.register_buffer("gain", torch.tensor(1.25))
         settled(self)
         with torch.no_grad():
             self.norm.bias.normal_(0.0, 1.0)

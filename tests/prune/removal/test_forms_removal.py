@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -52,11 +53,15 @@ def model(name: str) -> Model:
         3,
     )
     rng = np.random.default_rng(4)
-    state = {}
+    state: dict[str, Any] = {}
     for tensor, shape in expected_shapes(graph).items():
         state[tensor] = (rng.integers(-1, 4, shape) / 4).astype(np.float32)
-        if tensor.endswith(("running_var", ".scale")):
+        if tensor.endswith("running_var"):
             state[tensor] = rng.choice((0.5, 1.0, 2.0), shape).astype(np.float32)
+        if tensor == "b.weight":  # so that its neurons do not fire at every step
+            state[tensor] = (rng.integers(-4, 5, shape) / 16).astype(np.float32)
+        if tensor.endswith(".scale"):  # none like another
+            state[tensor] = np.arange(1, 1 + shape[0], dtype=np.float32) / 4
         if tensor.rsplit(".", 1)[0] in ("n", "m") and tensor.endswith(".bias"):
             state[tensor] += 1.5  # a channel without input would fire for ever
         if tensor.endswith("num_batches_tracked"):
@@ -76,6 +81,7 @@ def test_masked_channels_are_silent_and_go(name: str, tmp_path: Path) -> None:
     assert before[:, :, ~keep].any() and spikes[:, :, keep].any()
     assert not spikes[:, :, ~keep].any()
     assert torch.equal(spikes[:, :, keep], before[:, :, keep])
+    assert 0.05 < masked.module().record(x).spikes["q"].float().mean() < 0.95
     plan = plan_removal(masked)
     (layer,) = (layer for layer in plan.layers if layer.population == "p")
     assert layer.removed == {1: "masked", 4: "masked"} and layer.projection == "a"

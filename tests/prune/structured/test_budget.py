@@ -52,14 +52,29 @@ def copied(keep: dict[str, Flags]) -> dict[str, Flags]:
     return {name: flags.copy() for name, flags in keep.items()}
 
 
+def naive_prices(costs: Costs, keep: dict[str, Flags]) -> dict[tuple[str, int], float]:
+    """What opening or closing each channel changes; the least is a hundredth of their mean."""
+    found = {}
+    for name, flags in keep.items():
+        for i in range(len(flags)):
+            totals = []
+            for state in (False, True):
+                other = copied(keep)
+                other[name][i] = state
+                totals.append(costs.total(other))
+            found[name, i] = totals[1] - totals[0]
+    least = sum(found.values()) / len(found) / 100
+    return {key: max(price, least, budget.TINY) for key, price in found.items()}
+
+
 def naive_shrinking(
     costs: Costs, scores: Arrays, floors: dict[str, int], wanted: float, rule: budget.Rule
 ) -> dict[str, Flags]:
     """One channel at a time, each cost the difference of two totals."""
-    keep = costs.all_open()
+    keep, priced = costs.all_open(), costs.prices
     while costs.total(keep) > wanted:
         best: tuple[float, int, str, int] | None = None
-        order = 0
+        order, prices = 0, {} if priced is None else naive_prices(priced, keep)
         for name, flags in keep.items():
             held = float(scores[name][flags].sum())
             for i in range(len(flags)):
@@ -72,7 +87,8 @@ def naive_shrinking(
                 if not 0 < saved < 2 * (costs.total(keep) - wanted):
                     continue
                 share = scores[name][i] / held if held > 0 else 1.0
-                worth = scores[name][i] if rule == "score" else share / saved**budget.POWER
+                paid = prices[name, i] ** 0.2 if prices else saved**0.5
+                worth = scores[name][i] if rule == "score" else share / paid
                 key = (worth, -order, name, i)
                 best = key if best is None or key[:2] < best[:2] else best
         if best is None:
@@ -91,6 +107,44 @@ def test_shrinking_equals_the_naive_rule(
     expected = naive_shrinking(costs, scores, floors, wanted, rule)
     for name, keep in expected.items():
         assert found[name].tolist() == keep.tolist(), name
+
+
+@given(cases(), st.sampled_from(budget.RULES))
+def test_counting_channels_by_their_price_equals_the_naive_rule(
+    case: tuple[Costs, Arrays, Arrays, dict[str, int], float], rule: budget.Rule
+) -> None:
+    """As many stay as asked for, or the floors; those that cost nothing can go too."""
+    costs, scores, gradients, floors, half = case
+    wanted, counted = math.floor(half), costs.counted()
+    found = budget.shrunk(counted.all_open(), scores, counted, wanted, floors, rule)
+    expected = naive_shrinking(counted, scores, floors, wanted, rule)
+    assert {n: flags.tolist() for n, flags in found.items()} == {
+        n: flags.tolist() for n, flags in expected.items()
+    }
+    total = sum(costs.widths.values())
+    for regrow in (0.0, 0.5):
+        plan = budget.decide(scores, gradients, counted, wanted, regrow, floors, rule)
+        assert plan.kept == min(total, max(wanted, sum(floors.values())))
+        assert all(layer.keep.sum() >= floors[layer.name] for layer in plan.layers)
+
+
+def test_a_price_weighs_less_than_a_cost_that_is_to_be_saved() -> None:
+    """Shares 1/2 and 1/4, costs 18 and 1: 0.5 / 18^0.2 > 0.25, but 0.5 / 18^0.5 < 0.25."""
+    costs = chain([[16], [16]], [[0.5, 0.5]] * 4)
+    scores, floors = {"u0": np.ones(2), "u1": np.ones(4)}, {"u0": 1, "u1": 1}
+    counted = budget.shrunk(costs.all_open(), scores, costs.counted(), 5, floors)
+    assert [int(counted[unit].sum()) for unit in ("u0", "u1")] == [2, 3]
+    saved = budget.shrunk(costs.all_open(), scores, costs, 20, floors)
+    assert [int(saved[unit].sum()) for unit in ("u0", "u1")] == [1, 4]
+
+
+def test_a_channel_that_costs_nothing_is_no_bargain() -> None:
+    """Prices 1, 1, 0 and scores 1, 1, 0.1: what is worth least goes, though it saves nothing."""
+    costs = chain([[0], [0], [0]], [[1, 1, 0]])
+    scores = {"u0": np.array([1, 1, 0.1]), "u1": np.ones(1)}
+    floors = {"u0": 1, "u1": 1}
+    found = budget.shrunk(costs.all_open(), scores, costs.counted(), 3, floors)
+    assert found["u0"].tolist() == [True, True, False]
 
 
 @given(cases(), st.sampled_from([0.0, 0.1, 0.5]))

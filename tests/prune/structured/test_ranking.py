@@ -218,11 +218,50 @@ def test_rules_keep_other_channels_at_the_same_cost(path: Path, tmp_path: Path) 
         told = re.findall(r"channels stay, ([\d,]+) SynOps per sample", result.stderr)
         costs = [float(cost.replace(",", "")) for cost in told]
         assert len(costs) >= 2 and costs[0] > costs[1] > 0, result.stderr
-        (masked,) = (
-            file for file in (tmp_path / rule).glob("pruned_*") if "compact" not in file.name
-        )
-        kept[rule] = {n: keep.tolist() for n, keep in load(masked).channel_masks.items()}
+        found = masked(tmp_path / rule).channel_masks
+        kept[rule] = {n: keep.tolist() for n, keep in found.items()}
     assert kept["per_cost"] != kept["score"]
+
+
+def test_a_share_of_the_channels_is_chosen_by_what_they_cost_but_in_the_sources_recipes(
+    path: Path, tmp_path: Path
+) -> None:
+    """As many stay by either rule; by cost they cause fewer SynOps."""
+    synops, kept = {}, {}
+    for name, words in {
+        "ours": [],
+        "score": ["--budget_rule", "score"],
+        "soul": ["--recipe", "soul"],
+        "authors": ["--recipe", "authors"],
+    }.items():
+        asked = ["--prune_ratio", "0.52", "--model_dir", name, "--format", "json", *words]
+        result = prune(path, *asked)
+        assert result.exit_code == 0, result.output
+        document = json.loads(result.stdout)
+        assert sum(left for _, _, left, _ in document["layers"]) == 26, name
+        synops[name], kept[name] = document["synops"][1], masked(tmp_path / name)
+        held = kept[name].info.provenance["sca"]["budget_rule"]
+        assert held == ("per_cost" if name == "ours" else "score")
+        assert ("budget_rule per_cost (Soul: score)" in result.stderr) == (name == "ours")
+    assert 0 < synops["ours"] < synops["score"]
+    assert any(
+        (keep != kept["score"].channel_masks[name]).any()
+        for name, keep in kept["ours"].channel_masks.items()
+    )
+
+
+def masked(folder: Path) -> Model:
+    (file,) = (file for file in folder.glob("pruned_*") if "compact" not in file.name)
+    return load(file)
+
+
+def test_multiples_are_kept_by_either_rule(path: Path) -> None:
+    for rule in ("per_cost", "score"):
+        words = ["--prune_ratio", "0.52", "--round_to", "8", "--budget_rule", rule]
+        result = prune(path, *words, "--format", "json", "--model_dir", rule)
+        assert result.exit_code == 0, result.output
+        left = [count for _, _, count, _ in json.loads(result.stdout)["layers"]]
+        assert sum(left) >= 26 and all(count in (8, 16, 24) for count in left)
 
 
 def test_a_silent_network_has_no_target_of_synops(digits: Data) -> None:

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from soul_deploy.analysis.reference_network import ReferenceNetwork, reference_model
+from soul_deploy.base import environment
 from soul_deploy.base.environment import physical_cores
 from soul_deploy.base.errors import LimitError, UsageError
 from soul_deploy.export.event.build import build_event_network
@@ -24,7 +25,16 @@ from soul_deploy.export.event.storage_format import CHOICES, Choice
 from soul_deploy.runtime.engine.network import Network
 from soul_deploy.runtime.engine.thread_team import ThreadTeam
 from soul_deploy.runtime.format.validate import MAX_THREADS
-from soul_deploy.runtime.kernels.barrier import Barrier, SpinBarrier, _PlainBarrier
+from soul_deploy.runtime.kernels.barrier import (
+    Barrier,
+    Meeting,
+    SpinBarrier,
+    _PlainBarrier,
+    barrier_for,
+    look,
+)
+from soul_deploy.runtime.kernels.cache import cached_njit
+from soul_deploy.runtime.kernels.program import Bound, Program
 from soul_deploy.runtime.kernels.simd import compiled
 
 BARRIERS = (SpinBarrier, _PlainBarrier) if compiled() else (_PlainBarrier,)
@@ -100,20 +110,53 @@ def test_nobody_passes_before_all_have_come(kind: type[SpinBarrier], threads: in
     assert not early
 
 
+@cached_njit
+def fail_if(failing: bool) -> None:
+    if failing:
+        raise ArithmeticError("thread 1 gave up")
+
+
+@cached_njit
+def add(amount: int, total: np.ndarray) -> None:
+    total[0] += amount
+
+
+def programs_of(calls: Sequence[Sequence[Bound]], barrier: Meeting) -> list[Program]:
+    """Of each thread, which meets the others after each of its calls."""
+    own = enumerate(calls)
+    return [Program([c for call in few for c in (call, *barrier.calls(i))]) for i, few in own]
+
+
 def test_a_thread_that_fails_lets_the_others_go() -> None:
-    team = ThreadTeam(3)
+    """Every thread fails once, so the caller's own does, too; and those that wait are told."""
+    team, totals = ThreadTeam(3), np.zeros((3, 1), np.int64)
+    for failing in range(3):
+        barrier = barrier_for(3)
+        calls: list[list[Bound]] = [
+            [(add, (1, totals[i])), (fail_if, (i == failing,)), (add, (100, totals[i]))]
+            for i in range(3)
+        ]
+        with pytest.raises(ArithmeticError, match="thread 1 gave up"):
+            team.run(programs_of(calls, barrier), barrier)
+    assert (totals == 3).all()
+    barrier = barrier_for(3)
+    team.run(programs_of([[(add, (1, totals[i]))] for i in range(3)], barrier), barrier)
+    assert (totals == 4).all()
 
-    def work(thread: int, barrier: Barrier) -> None:
-        barrier()
-        if thread == 1:
-            raise ArithmeticError("thread 1 gave up")
-        barrier()
 
-    with pytest.raises(ArithmeticError, match="thread 1 gave up"):
-        team.parallel(work)
+def test_programs_and_tasks_take_turns() -> None:
+    """A thread that looks for a program hears of a task, and one that sleeps of a program."""
+    team, totals, barrier = ThreadTeam(3), np.zeros((3, 1), np.int64), barrier_for(3)
+    programs = programs_of([[(add, (1, totals[i]))] * 5 for i in range(3)], barrier)
     seen: list[int] = []
-    team.parallel(lambda thread, barrier: seen.append(thread))
-    assert sorted(seen) == [0, 1, 2]
+    for i in range(200):
+        team.run(programs, barrier)
+        if i % 3 == 0:
+            team.each(lambda thread, check: seen.append(thread))
+        if i % 20 == 0:
+            time.sleep(0.002)  # they fall asleep
+    assert (totals == 1000).all()
+    assert sorted(seen) == sorted(list(range(3)) * 67)
 
 
 def test_threads_that_the_system_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,12 +189,7 @@ def test_a_core_that_is_refused_is_done_without(monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(os, "sched_setaffinity", refuse)
     team, seen = ThreadTeam(len(physical_cores())), []
-
-    def work(thread: int, barrier: Barrier) -> None:
-        barrier()
-        seen.append(thread)
-
-    team.parallel(work)
+    team.each(lambda thread, barrier: seen.append(thread))
     assert sorted(seen) == list(range(team.threads))
 
 
@@ -193,20 +231,61 @@ def test_a_forked_process_has_threads_of_its_own() -> None:
     assert ended == (child, 0)
 
 
-def test_ctrl_c_waits_for_the_threads() -> None:
-    """They use the caller's buffers, and one that waits at the barrier is let go."""
+@cached_njit
+def hold(started: np.ndarray, goes_on: np.ndarray, done: np.ndarray) -> None:
+    started[0] = 1
+    while look(goes_on) == 0:
+        pass
+    done[0] = 1
+
+
+@pytest.mark.skipif(not compiled(), reason="without compilation the caller runs no program")
+def test_ctrl_c_waits_for_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other thread uses the caller's buffers: the caller waits, but not at the barrier."""
+    monkeypatch.setattr(environment, "physical_cores", lambda: ())  # the caller is thread 0
+    team, barrier = ThreadTeam(2), barrier_for(2)
+    started, goes_on, done = np.zeros((3, 1), np.int64)
+    calls: list[list[Bound]] = [
+        [(add, (1, np.zeros(1, np.int64)))],
+        [(hold, (started, goes_on, done))],
+    ]
+    programs = programs_of(calls, barrier)
+
+    def interrupt() -> None:
+        while not started[0]:
+            time.sleep(0.001)
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+        time.sleep(0.3)  # whoever does not wait is seen
+        goes_on[0] = 1
+
+    sender = threading.Thread(target=interrupt)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # shells' jobs ignore it
+    try:
+        sender.start()
+        with pytest.raises(KeyboardInterrupt):
+            team.run(programs, barrier)
+        assert done[0] == 1
+    finally:
+        sender.join()
+        signal.signal(signal.SIGINT, before)
+    seen: list[int] = []
+    team.each(lambda thread, barrier: seen.append(thread))
+    assert sorted(seen) == [0, 1]
+
+
+def test_ctrl_c_waits_for_tasks() -> None:
+    """They use the caller's buffers, and one that asks whether to go on is told not to."""
     team, running, interrupted = ThreadTeam(2), threading.Event(), threading.Event()
     state: list[str] = []
 
-    def work(thread: int, barrier: Barrier) -> None:
+    def work(thread: int, go_on: Barrier) -> None:
         if thread == 1:
             running.set()
-        else:
-            interrupted.wait(60)  # so the work cannot be over before
-            time.sleep(0.3)  # whoever does not wait is seen
-            state.append("done")
-        barrier()
-        barrier()
+            while True:
+                go_on()
+        interrupted.wait(60)  # so the work cannot be over before
+        time.sleep(0.3)  # whoever does not wait is seen
+        state.append("done")
 
     def interrupt() -> None:
         running.wait(60)
@@ -218,7 +297,7 @@ def test_ctrl_c_waits_for_the_threads() -> None:
     try:
         sender.start()
         with pytest.raises(KeyboardInterrupt):
-            team.parallel(work)
+            team.each(work)
     finally:
         sender.join()
         signal.signal(signal.SIGINT, before)

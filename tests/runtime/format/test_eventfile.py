@@ -110,6 +110,7 @@ def example() -> EventNetwork:
         classes=("cat", "dog"),
         source_sha256="0" * 64,
         rates={"m1": 0.25, "p2": 0.5},
+        active={"m1": 0.25},
         forms={"p2": "sparse"},
     )  # fmt: skip
 
@@ -139,16 +140,17 @@ def test_round_trip(tmp_path: Path) -> None:
 
 
 def test_expectations_that_nobody_has_take_no_bytes(tmp_path: Path) -> None:
-    """Readers of 0.1.0's files and writers of files alike: neither key has to be there."""
+    """Readers of 0.1.0's files and writers of files alike: none of the keys has to be there."""
     path = tmp_path / "net.safetensors"
-    save_event_network(path, replace(example(), rates={}, forms={}))
+    save_event_network(path, replace(example(), rates={}, active={}, forms={}))
     document = read_tensors(path).document(FORMAT)
-    assert not {"rates", "forms"} & document.keys()
+    assert not {"rates", "active", "forms"} & document.keys()
     loaded = load_event_network(path)
-    assert (loaded.rates, loaded.forms) == ({}, {})
+    assert (loaded.rates, loaded.active, loaded.forms) == ({}, {}, {})
     save_event_network(path, example())
     told = read_tensors(path).document(FORMAT)
     assert (told.pop("rates"), told.pop("forms")) == ({"m1": 0.25, "p2": 0.5}, {"p2": "sparse"})
+    assert told.pop("active") == {"m1": 0.25}
     assert told == document
 
 
@@ -320,6 +322,11 @@ DAMAGE: dict[str, tuple[Callable[[Document, Tensors], Any], str]] = {
     "rate above 1": (top("rates", {"p1": 1.5}), "a rate of p1, 1.5, that is not from 0 to 1"),
     "rate below 0": (top("rates", {"p1": -0.1}), "a rate of p1, -0.1, that is not from 0 to 1"),
     "rate huge": (top("rates", {"p1": 10**400}), "description cannot be read"),
+    "active kind": (top("active", {"p2": "0.5"}), "'0.5' is not a number"),
+    "active list": (top("active", [0.5]), r"\[0.5\] is not an object"),
+    "active below": (top("active", {"p2": 0.4}), "active neurons of p2, 0.4, that are not from"),
+    "active above": (top("active", {"p2": 1.1}), "active neurons of p2, 1.1, that are not from"),
+    "active alone": (top("active", {"p1": 0.5}), "active neurons of 'p1', which has no rate"),
     "rate of nothing": (top("rates", {"p9": 0.5}), "a rate of 'p9', which is no layer that gives"),
     "rate of the input": (top("rates", {"input": 0.5}), "a rate of 'input', which is no layer"),
     "forms kind": (top("forms", "planes"), "'planes' is not an object"),

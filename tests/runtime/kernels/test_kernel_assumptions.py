@@ -85,11 +85,12 @@ FAMILIES = {
     "multiply": [ROWS, BIAS, COMPACTED, EVENTS],
     "repeat": [ROWS, BIAS, GEOMETRY, COMPACTED, EVENTS],
     "arrive": [],
-    "spin": [],
+    **{key: [] for key in ("is_missing", "give", "serve", "change", "is_busy")},  # duty.py
     "gather": [COMPACTED],
     "scatter_spikes": [COMPACTED],
     "mask_out": [COMPACTED],
     "max_pool": [POOL, GEOMETRY],
+    "max_of_fours": [POOL, GEOMETRY],
     "sum_spikes": [READOUT],
     "score": [READOUT],
     "vote": [READOUT],

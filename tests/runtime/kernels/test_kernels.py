@@ -11,7 +11,7 @@ import naive
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from numba.core.dispatcher import Dispatcher
 from projections import Case, dyadic, equations, layer_of, run_in_turn, values_of
@@ -262,6 +262,8 @@ def test_an_update_covers_neurons_beyond_one_block() -> None:
     st.booleans(),
     st.integers(0, 2**20),
 )
+@example((2, 3, 5, 4), (2, 2), (2, 2), False, 1)  # a kernel of its own
+@example((1, 2, 4, 6), (2, 2), (1, 3), False, 2)
 def test_max_pool(
     shape: Shape, kernel: tuple[int, int], stride: tuple[int, int], padded: bool, seed: int
 ) -> None:

@@ -98,6 +98,7 @@ def test_work_of_compressed_rows_by_hand() -> None:
         "launch": 3,
         "neuron": 0,
         "lane_collect": 2 * 16 * 2,
+        "lane_list": 2 * 16,
         "lane_neuron": 3 * 16 * 4,
         "lane_row": 2 * 16 * 0.75,
         "lane_addition": pytest.approx(100 * 2 * 3 * 0.75),
@@ -172,7 +173,12 @@ def test_work_on_bit_planes_by_hand() -> None:
         "pack_odd": 0,
         "unpack": 3 * 25 * 2,
         "unpack_odd": 3 * 25 * 2,
+        "give": 25 * 2,
+        "give_odd": 2 * 21,  # 16 words beyond the first of a row are written where rows follow
     }
+    assert not {"give", "give_odd"} & costs.work_of(convolution(2, 3, 5), "planes", HALF).keys()
+    given = costs.work_of(convolution(2, 3, 16), "planes", replace(HALF, packs=False))
+    assert (given["give"], given["give_odd"]) == (256 * 2, 0)
     chunked = costs.work_of(convolution(2, 3, 5), "planes", Expected(20, 20, 0.5))
     assert chunked["launch"] == 3 * 3  # of 6, 7 and 7 steps: a tile of 48
     assert (chunked["plane_weight"], chunked["plane_vector"]) == (58.5 * 3, 58.5 * 3 * 20)
@@ -194,6 +200,7 @@ def test_work_of_matrices_by_hand() -> None:
         "launch": 3,
         "neuron": 10,
         "lane_collect": 12,
+        "lane_list": 6,
         "explicit_row": 6 * 0.75,
         "explicit_addition": 12 * 0.75,
     }
@@ -228,6 +235,9 @@ def test_an_analog_source_and_neighbours_on_planes() -> None:
     assert expected_of(layer, second) == Expected(4, 4, costs.USUAL_RATE, False, True)
     told = replace(layer, rates={"pool": 0.3, "b": 0.01})
     assert [expected_of(told, each).rate for each in told.projected] == [0.3, 0.01]
+    often = replace(told, active={"b": 0.02})  # the same neurons fire again and again
+    assert [expected_of(often, each).active for each in often.projected] == [None, 0.02]
+    assert [expected_of(each, second).fires for each in (told, often)] == [1 - 0.99**4, 0.02]
     analog = SpikingLayer(
         "b", "b.conv", "input", "analog", None, convolution(4, 4, 5, dense=True), NEURON
     )

@@ -216,7 +216,7 @@ def test_a_file_whose_name_says_another_neuron_is_read_with_it() -> None:
     assert {node.neuron.family for node in model.graph.populations} == {"intlif"}
 
 
-@pytest.mark.parametrize("neuron", ["psn", "newlif"])
+@pytest.mark.parametrize("neuron", ["eif", "newlif"])
 @pytest.mark.parametrize("middle", ["cifar10_T4_2025", "cifar10_2099"])
 @pytest.mark.parametrize("asked", [[], ["--neuron_type", "lif"]])
 def test_another_neurons_file_is_refused(

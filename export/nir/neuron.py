@@ -61,7 +61,7 @@ def to_nir(equation: Equation, name: str, dt: float) -> NirNeuron:
 to_nir.refuse(
     DynamicsEquation,
     error=lambda equation: UnsupportedGraphError(
-        f"a {equation.family} neuron; NIR has no node for it. Export event or onnx"
+        f"a neuron of family {equation.family}; NIR has no node for it. Export event or onnx"
     ),
 )
 

@@ -182,7 +182,7 @@ def onnx_metadata(
         "neurons": {name: neuron_facts(equation) for name, equation in equations.items()},
         "classes": list(info.classes),
         "normalization": None if info.normalization is None else asdict(info.normalization),
-        "validity": asdict(info.validity),
+        "validity": asdict(model.validity),
         "provenance": dict(info.provenance),
         "input_shape": list(graph.input.shape),
         "versions": {"soul-deploy": version("soul-deploy"), "onnx": onnx.__version__},

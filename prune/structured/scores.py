@@ -66,8 +66,10 @@ class RunningMean:
 class ChannelStatistics(BatchHooks, Bundle):
     """Scores of the populations `names` and regrowth gradients of masks, over training batches.
 
-    Score of a channel: the mean over time, batch and space of S + |V|, spikes and the membrane
-    potential after fire and reset (or of one of the two); a score that is not measured while the
+    Score of a channel: the mean over time, batch and space of |S| + |V|, what is sent and the
+    membrane potential after fire and reset (or of one of the two). S of neurons that send integers
+    is these, not the fractions they stand for; V is the first state variable, of PSN, which has
+    none, the potential W x + b. A score that is not measured while the
     network trains (see ACTIVITY) has none here. Gradient: the mean of |dL/dg| where g is
     gamma times mask taken as an independent tensor, so it is not zero for a masked channel.
     `masks`: those of `names` unless others are given. Both may say how many channels each has; what
@@ -132,7 +134,7 @@ class ChannelStatistics(BatchHooks, Bundle):
         total = torch.zeros((), dtype=torch.float64, device=spikes.device)
         counts, potential = ACTIVITY[self.score]
         if counts:
-            total = total + spikes.mean(rest).double()
+            total = total + spikes.abs().mean(rest).double()
         if potential:
             total = total + v.abs().mean(rest).double()
         return total

@@ -36,7 +36,7 @@ def _check(settings: Settings) -> str | None:
 
 STBIF = Dynamics(
     name="stbif",
-    source="soul/neuron/STBIF.py",
+    source="soul/neuron/STBIF.py (You et al., CVPR 2025)",
     state=("q",),
     constants=("q_threshold", "level"),
     start=(0.5,),

@@ -182,6 +182,11 @@ def _stateless(op: Operations) -> Parts:
     return Parts(charge, decide, settle)
 
 
+def _check_lens(settings: Settings) -> str | None:
+    lens = settings["lens"]
+    return None if lens == 4 else f"lens {lens:g}; supported is 4, of which gradients are, no spike"
+
+
 IELIF = Dynamics(
     name="ielif",
     source="soul/neuron/IELIF.py (Qiu et al., ICLR 2025)",
@@ -192,6 +197,7 @@ IELIF = Dynamics(
     resolve=lambda settings, op: {"lens": 4.0},
     settings={"lens": 4.0},
     reads=(),
+    check=_check_lens,
     bounds=lambda settings: (0, 4),
     rules=("round_up",),
     unit=lambda settings: 0.25,

@@ -153,13 +153,20 @@ def describe_model(tensor_file: files.TensorFile) -> dict[str, Any]:
             "layers": _model_layers(graph, tensor_file.tensors),
             **_totals(tensor_file.tensors),
             "input_kind": info.get("input_kind", pixel_rule.KIND_OF_OLD_FILES),
-            **{key: info[key] for key in ("classes", "normalization", "validity", "provenance")},
+            **{key: info[key] for key in ("classes", "normalization", "provenance")},
+            "validity": _validity(graph, info["validity"]),
             "digest": document["digest"],
         }
     except (KeyError, TypeError) as error:
         raise errors.FileFormatError(
             f"{tensor_file.path}: its description cannot be read ({error!r})"
         ) from error
+
+
+def _validity(graph: Any, removal: Mapping[str, Any]) -> dict[str, Any]:
+    """What the file is valid for: by its removal, and by neurons with numbers of each step."""
+    stepwise = any(node.neuron.stepwise for node in graph.populations)
+    return {**removal, "time_steps": graph.time_steps if stepwise else removal["time_steps"]}
 
 
 def _model_layers(graph: Any, tensors: Mapping[str, Array]) -> list[dict[str, Any]]:
@@ -176,8 +183,8 @@ def _model_layers(graph: Any, tensors: Mapping[str, Array]) -> list[dict[str, An
                 "what": node.describe(),
                 "inputs": list(node.inputs),
                 "shape": list(shape),
-                "edge": edge.kind,
-                "bound": edge.bound,
+                "edge": "signed" if edge.low else edge.kind,
+                "bound": edge.size,
                 **_totals({n: a for n, a in tensors.items() if n.rpartition(".")[0] in owners}),
                 "channels_kept": None if mask is None else int(mask.sum()),
                 "channels": shape[0],

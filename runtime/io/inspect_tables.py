@@ -261,8 +261,12 @@ def neuron_text(neuron: Description) -> str:
     if neuron.get("family") == "psn":
         return f"psn: W x + b over all steps; spike if {'>' if neuron['fire'] == 'gt' else '≥'} 0"
     if "family" in neuron:
-        numbers = ", ".join(f"{name} {value:g}" for name, value in neuron["constants"].items())
-        sent = f"{neuron['low']} to {neuron['high']}" if neuron["high"] > 1 else "spikes"
+        numbers = ", ".join(
+            f"{name} {'an array' if value is None else f'{value:g}'}"
+            for name, value in neuron["constants"].items()
+        )
+        bounds = neuron["low"], neuron["high"]
+        sent = "spikes" if bounds == (0, 1) else "{} to {}".format(*bounds)
         return f"{neuron['family']} ({numbers}), sends {sent}"
     a, reset = f"{neuron['constant']:g}", neuron["v_reset"]
     form = FORMS[neuron["charge"]].format(a=a, threshold=f"{neuron['v_threshold']:g}")

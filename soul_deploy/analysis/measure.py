@@ -250,7 +250,8 @@ class _Run:
         synapses = self.trimmed.synapses.get(name)
         kept = 0 if synapses is None else int(np.count_nonzero(synapses.weight))
         operator = entry.linear.operator.readout
-        graded = entry.edge.kind == "graded" or (operator is not None and operator.counts_spikes)
+        sums = operator is not None and operator.counts_spikes
+        graded = (entry.edge.kind == "graded" and entry.edge.size != 1) or sums
         analog = (0, 0, 0)
         if entry.edge.kind == "analog":
             read = executions * math.prod(graph.shapes[source])

@@ -163,8 +163,9 @@ class _Rule:
             raise errors.VerificationError(
                 f"{self.node.name}: pooled spikes are no multiples of 1/{self.scale}"
             )
-        sops = int((whole.to(torch.int64).flatten(1).sum(0) * live).sum())
-        return found if head else replace(found, upr_sops=Fraction(sops, self.scale))
+        sizes = whole.abs().to(torch.int64).flatten(1).sum(0)  # signed values subtract
+        sops = Fraction(int((sizes * live).sum()), self.scale)
+        return found if head else replace(found, upr_sops=sops)
 
     def _arriving(self, module: GraphModule, signal: Signal) -> Tensor:
         """(n, *shape): the input of a projection, or what the readout's head weighs: of each sample

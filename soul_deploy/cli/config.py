@@ -43,9 +43,25 @@ def neuron_spec(choice: options.NetworkChoice) -> ir.NeuronSpec:
     if "settings" in given:
         given["settings"] = tuple({**dict(soul.settings), **dict(given["settings"])}.items())
     spec = replace(soul, **given)
+    _warn_of_unread(spec, [name for name in given if name in options.CONSTANTS])
     if "surrogate" not in given:
         return spec
     return replace(spec, surrogate_alpha=DEFAULT_ALPHA[spec.surrogate])
+
+
+TRAINING_ONLY = ("surrogate",)
+
+
+def _warn_of_unread(spec: ir.NeuronSpec, given: list[str]) -> None:
+    """Say which constants were given that this neuron has not, and what it has instead."""
+    starts = ("tau",) if spec.family == "plif" else ()
+    unread = [name for name in given if name not in (*spec.reads, *starts, *TRAINING_ONLY)]
+    if not unread:
+        return
+    own = ", ".join(f"{name} {value:g}" for name, value in spec.settings)
+    instead = f"; its own, for --neuron_settings: {own}" if own else ""
+    flags = ", ".join(f"--{name}" for name in unread)
+    messages.warn(f"{flags} ignored; {spec.family} does not read it{instead}")
 
 
 def recipe_of(learning: options.LearningOptions) -> trainer.TrainConfig:

@@ -147,14 +147,23 @@ class NetworkChoice:
 
 def _settings(text: str) -> tuple[tuple[str, float], ...]:
     """NAME=NUMBER, separated by commas or spaces. Raises UsageError for what is not."""
-    found = {}
+    found: dict[str, float] = {}
     for part in text.replace(",", " ").split():
         name, _, number = part.partition("=")
         try:
-            found[name] = float(number)
+            value = float(number)
         except ValueError:
+            value = None
+        if not name or value is None:
             told = f"neuron_settings {part!r} is not NAME=NUMBER, such as alpha=1.3"
-            raise errors.UsageError(told) from None
+            raise errors.UsageError(told)
+        if name in CONSTANTS:
+            raise errors.UsageError(
+                f"neuron_settings {part}: give --{name}, which many neurons have"
+            )
+        if name in found:
+            raise errors.UsageError(f"neuron_settings says {name} twice; give it once")
+        found[name] = value
     return tuple(found.items())
 
 

@@ -112,7 +112,7 @@ def _other(model: Model, name: inputs.InputName, wish: Wish) -> Chosen:
     labels, remarks = _labels(model, found, name.text)
     drawn = f"{count} random {rule.kind}, seed {wish.seed}"
     return Chosen(
-        images=torch.from_numpy(np.ascontiguousarray(found.values)),
+        images=torch.from_numpy(np.require(found.values, requirements=["C", "W"])),
         labels=labels,
         name=name.text,
         split="all",

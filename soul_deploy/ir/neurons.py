@@ -38,6 +38,11 @@ class Edge:
     bound: int | None = None
     low: int = 0
 
+    @property
+    def size(self) -> int | None:
+        """The largest absolute value of a spike or graded edge."""
+        return None if self.bound is None else max(self.bound, -self.low)
+
 
 LTMD_LEAK = 0.25  # soul/neuron/LTMD.py, state_update
 PSN_TENSORS: Mapping[str, Granularity] = {"weight": "step_pair", "bias": "step_column"}
@@ -118,6 +123,8 @@ class NeuronSpec:
             raise UsageError(f"v_subtract {self.v_subtract} must be 0 or more, finite in float32")
         if self.family == "lif" and not self.tau >= 1:
             raise UsageError(f"tau {self.tau} must be at least 1 step")
+        if self.family == "ltmd" and self.v_reset != 0:
+            raise UsageError(f"ltmd: v_reset {constant_text(self.v_reset)}; it resets to 0")
         if self.family == "plif" and not self.tau > 1:
             raise UsageError(f"init_tau {self.tau} must be above 1 step")
 

@@ -184,8 +184,12 @@ class Population(node.Node):
         if n.dynamics is not None:
             return self._describe_dynamics()
         if n.parallel:
-            return f"psn: mixes all steps, dense over steps, fires at {n.fire} 0"
+            sign = ">" if n.fire == "gt" else "≥"
+            return f"psn: W x + b over all steps, dense over steps; spike if {sign} 0"
         reset = "soft reset" if n.v_reset is None else f"reset to {n.v_reset:g}"
+        if n.family == "ltmd":
+            leak = f"leak {neurons.LTMD_LEAK:g}"
+            return f"ltmd: learned threshold tanh(w) ({n.fire}), {leak}, {reset}"
         reset += " a step later" if n.late_reset else ""
         reset += "" if n.v_subtract is None else f" by {n.v_subtract:g}"
         reset = "no reset" if n.v_subtract == 0 else reset

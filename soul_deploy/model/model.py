@@ -103,8 +103,15 @@ class Model:
         neurons have numbers of each step.
         """
         generated = any(node.generated for node in self.graph.nodes)
-        stepwise = any(node.neuron.stepwise for node in self.graph.populations)
-        return generated or stepwise or self.info.validity.time_steps is not None
+        return generated or self.validity.time_steps is not None
+
+    @property
+    def validity(self) -> Validity:
+        """What it is valid for: by its removal, or because neurons have numbers of each step."""
+        removal = self.info.validity
+        if any(node.neuron.stepwise for node in self.graph.populations):
+            return replace(removal, time_steps=self.graph.time_steps)
+        return removal
 
     @property
     def input_shape(self) -> Shape:

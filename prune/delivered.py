@@ -21,33 +21,57 @@ from soul_deploy.training.trainer import device_of
 CHUNK = 64
 """Samples that run at once, as `count_model` runs them: batches can differ in the last bit."""
 Sums = Mapping[str, Tensor]
-"""Node -> what it delivers by position (its shape), float64, summed over time and samples."""
+"""Node -> what it delivers by position (its shape), float64, summed over time and samples.
+
+A head that reads the last step has an entry of its own, under its name: what its source delivers at
+that step.
+"""
 
 
 def sources(graph: ir.SpikingGraph) -> tuple[str, ...]:
-    """The nodes whose values SynOps are counted from; a readout that votes is one of the layers."""
+    """The entries of Sums that SynOps are counted from; also that of a readout that votes."""
     form = deploy.composed_graph(graph)
     counted = (node.name for node in form.nodes if node.weighs or node is form.readout)
-    found = (linear_operators.walk_back(form, name)[0] for name in counted)
-    return tuple(name for name in dict.fromkeys(found) if graph.edges[name].kind != "analog")
+    found = dict.fromkeys(entry_of(graph, name) for name in counted)
+    return tuple(entry for entry in found if graph.edges[node_of(graph, entry)].kind != "analog")
+
+
+def entry_of(graph: ir.SpikingGraph, name: str) -> str:
+    """The entry of Sums that arrives at a layer of the composed graph, the readout included."""
+    if name == graph.readout.name and graph.readout.over_time == "last":
+        return name
+    return _source_of(graph, name)
+
+
+def node_of(graph: ir.SpikingGraph, entry: str) -> str:
+    """The node whose values an entry of Sums holds."""
+    return _source_of(graph, entry) if entry == graph.readout.name else entry
+
+
+def _source_of(graph: ir.SpikingGraph, name: str) -> str:
+    return linear_operators.walk_back(deploy.composed_graph(graph), name)[0]
 
 
 @torch.no_grad()
 def delivered(
     module: GraphModule, data: datasets.Data, split: datasets.Split, names: Sequence[str]
 ) -> dict[str, Tensor]:
-    """What nodes deliver on `split`, in evaluation mode (see Sums), on the CPU.
+    """The entries `names` of Sums on `split`, in evaluation mode, on the CPU.
 
     Several processes take chunks in turn; all return the same exact sums.
     """
     training, group = module.training, distributed.current()
     module.eval()
-    sums = {n: torch.zeros(module.graph.shapes[n], dtype=torch.float64) for n in names}
+    nodes = {name: node_of(module.graph, name) for name in names}
+    shapes = {name: module.graph.shapes[node] for name, node in nodes.items()}
+    sums = {name: torch.zeros(shape, dtype=torch.float64) for name, shape in shapes.items()}
     for index in group.mine(torch.split(torch.arange(len(split)), CHUNK)):
         images = data.normalise(split.select(index).images).to(device_of(module))
         known = {module.graph.input.name: module.as_signal(images)}
-        for name, signal in module.evaluate(known, names).items():
-            sums[name] += signal.tensor.sum((0, 1), dtype=torch.float64).cpu()
+        values = module.evaluate(known, dict.fromkeys(nodes.values()))
+        for name, node in nodes.items():
+            steps = values[node].tensor[0 if name == node else -1 :]
+            sums[name] += steps.sum((0, 1), dtype=torch.float64).cpu()
     module.train(training)
     on_device = [sums[name].to(group.device) for name in names]
     group.add_up(on_device)
@@ -72,7 +96,8 @@ def synops_sum(lowered: deploy.Deployed, sums: Sums) -> int:
     """SynOps of all layers for what their sources delivered, the exact integer."""
     total = 0
     for layer in counted_layers(lowered):
-        reach, values = torch.from_numpy(layer.fanout), sums[layer.source]
+        reach = torch.from_numpy(layer.fanout)
+        values = sums[entry_of(lowered.graph, layer.name)]
         if values.dim() > reach.dim():  # the readout sums over space first
             values = values.sum((1, 2))
         total += int((values.to(torch.int64) * reach).sum())

@@ -345,4 +345,5 @@ def _readout(lowered: deploy.Deployed) -> eventnet.ReadoutLayer:
         bias=None if operator.bias is None else operator.bias.copy(),
         votes=operator.votes,
         divisor=node.divisor(graph.shapes[node.inputs[0]], 1),
+        over_time=node.over_time,
     )

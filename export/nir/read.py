@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from soul_deploy import ir
-from soul_deploy.base import Array, brief, errors, files, pixel_rule
+from soul_deploy.base import Array, brief, errors, files, pixel_rule, reduction
 from soul_deploy.export.nir import neuron, package
 from soul_deploy.export.nir.nodes import Reader, read_node
 from soul_deploy.model.file import check_state, info_from_json
@@ -31,13 +31,14 @@ class Description:
     """T, seconds per step, and who made it.
 
     dt: None where neither the caller nor the graph says it. readout: ours, if the graph came from
-    us.
+    us. over_time: what the class scores are of the output at all steps, if anybody says it.
     """
 
     time_steps: int
     dt: float | None
     info: ModelInfo
     readout: ir.Readout | None
+    over_time: reduction.OverTime | None = None
 
 
 def read_nir(file: files.File) -> Any:
@@ -53,6 +54,7 @@ def import_nir(
     fire: FireRule | None = None,
     reset: neuron.ResetRule | None = None,
     input_kind: pixel_rule.InputKind | None = None,
+    over_time: reduction.OverTime | None = None,
 ) -> Model:
     """The model of a NIR file, or of a `nir.NIRGraph`.
 
@@ -62,7 +64,9 @@ def import_nir(
     graph's metadata; what these do not say is assumed as NIR says it, with dt 1e-4, "gt" and
     "zero", and stands as sentences in the model's `info.provenance["assumptions"]`. Graphs that
     this package wrote leave nothing to assume.
-    input_kind: what the input is; None: as in the metadata, or "images".
+    input_kind: what the input is; None: as in the metadata, or "images". over_time: what the class
+    scores are of the output at all steps, "mean", "sum", "last" or "max"; None: as in the metadata,
+    or the mean, which is one more sentence.
 
     Raises what `read_nir` raises, UsageError if T is neither given nor stored or the metadata
     contradict what is given, UnsupportedGraphError with the node's name, also where the assumed dt
@@ -73,7 +77,7 @@ def import_nir(
     if isinstance(graph, files.File):
         graph = read_nir(graph)
     _require_size(len(graph.nodes), len(graph.edges))
-    described = described_graph(graph.metadata, time_steps, dt)
+    described = _scored(described_graph(graph.metadata, time_steps, dt), over_time)
     step = package.DEFAULT_DT if described.dt is None else described.dt
     said = neuron.Conventions(step, described.dt is not None, fire, reset)
     reader = Reader(graph, said)
@@ -82,6 +86,21 @@ def import_nir(
     model = _model(reader, described).with_time_steps(described.time_steps)
     kind = input_kind or model.info.input_kind
     return replace(model, info=with_input_kind(model.info, kind))
+
+
+def _scored(described: Description, over_time: reduction.OverTime | None) -> Description:
+    """With what becomes of the steps: as stored or else as given. Raises UsageError."""
+    if over_time is not None and not reduction.is_over_time(over_time):
+        raise errors.UsageError(f"over_time {over_time!r}; valid: {', '.join(reduction.OVER_TIME)}")
+    if described.readout is None:
+        return replace(described, over_time=over_time)
+    stored = described.readout.over_time
+    if over_time not in (None, stored):
+        raise errors.UsageError(
+            f"over_time {over_time} given; the graph's metadata say that its scores are the "
+            f"{reduction.NAMES[stored]}: leave over_time out"
+        )
+    return replace(described, over_time=stored)
 
 
 def _require_size(nodes: int, edges: int) -> None:
@@ -146,20 +165,26 @@ def _read_how(reader: Reader, described: Description) -> dict[str, Any]:
     said = reader.conventions
     found: dict[str, Any] = {}
     if described.readout is None and reader.last is not None:
-        said.assumed["scores"] = _scores(reader.made[reader.last])
+        said.assumed |= _scores(reader.made[reader.last], described.over_time)
         found["nir"] = {"dt": said.dt, "fire": said.fire or "gt", "reset": said.reset or "zero"}
     assumed = list(said.assumed.values())
     return found | ({"assumptions": assumed} if assumed else {})
 
 
-def _scores(last: ir.Node) -> str:
-    text = f"the class scores are the mean over T of the output of {last.name!r}"
-    if not last.fires:
-        return text
-    return (
-        f"{text}, its spikes; a neuron that never resets, whose membrane the tool reads, looks the "
-        "same in NIR and is not supported"
-    )
+def _scores(last: ir.Node, over_time: reduction.OverTime | None) -> dict[str, str]:
+    """What is assumed of the class scores, as a sentence; nothing if there is nothing."""
+    if over_time is not None and not last.fires:
+        return {}
+    made = "the mean over T" if over_time is None else "made"
+    text = f"the class scores are {made} of the output of {last.name!r}"
+    if last.fires:
+        text += (
+            ", its spikes; a neuron that never resets, whose membrane the tool reads, looks the "
+            "same in NIR and is not supported"
+        )
+    if over_time is None:
+        text += "; where they are their sum, the last or the largest, give --over_time"
+    return {"scores": text}
 
 
 def _ordered(graph: Any) -> list[str]:
@@ -226,14 +251,15 @@ def with_readout(
 ) -> tuple[tuple[ir.Node, ...], dict[str, Array]]:
     """The nodes with a readout at the end, and the state it leaves.
 
-    The last node, whose output NIR puts out at every step, is a population, whose rates are the
+    The last node, whose output NIR puts out at every step, is a population, whose spikes make the
     scores, or affine, which is the head; a mean over the whole map before that is the readout's.
     """
     node, nodes, state = reader.made[last], tuple(reader.made.values()), reader.state
     if _readers(reader, last):
         raise errors.UnsupportedGraphError(f"{last}: both the output and inside the network")
+    over_time = described.over_time or "mean"
     if node.fires:
-        return (*nodes, _rates(node, reader.shapes[last])), state
+        return (*nodes, _spikes(node, reader.shapes[last], over_time)), state
     source, dropped = _before_mean(reader, node.inputs[0]) if node.inputs else ("", ())
     head, own = node.as_head(source), described.readout
     if head is None:
@@ -249,7 +275,7 @@ def with_readout(
     if own is not None and not own.linear:
         rest = {name: array for name, array in state.items() if name != f"{last}.weight"}
         return (*kept, replace(own, name=last, inputs=(source,))), rest
-    return (*kept, head), state
+    return (*kept, replace(head, over_time=over_time)), state
 
 
 def _is_head(own: ir.Readout, head: ir.Readout, state: State) -> bool:
@@ -261,11 +287,12 @@ def _is_head(own: ir.Readout, head: ir.Readout, state: State) -> bool:
     return np.array_equal(weight, package.vote_weight(own.classes, own.votes))
 
 
-def _rates(node: ir.Node, shape: ir.Shape) -> ir.Readout:
+def _spikes(node: ir.Node, shape: ir.Shape, over_time: reduction.OverTime) -> ir.Readout:
     if len(shape) != 1:
         text = f"{node.name}: an output of {shape}; class scores need a vector"
         raise errors.UnsupportedGraphError(text)
-    return ir.Readout("readout", (node.name,), shape[0], linear=False, bias=False)
+    kind: Any = {"linear": False, "bias": False, "over_time": over_time}
+    return ir.Readout("readout", (node.name,), shape[0], **kind)
 
 
 def _before_mean(reader: Reader, name: str) -> tuple[str, tuple[str, ...]]:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from soul_deploy import ir
-from soul_deploy.base import dispatch, errors, files
+from soul_deploy.base import dispatch, errors, files, reduction
 from soul_deploy.export.nir import neuron, package
 from soul_deploy.export.nir.package import DEFAULT_DT, nir_package
 from soul_deploy.lowering import deploy, fold_batch_norm, pool_windows
@@ -244,7 +244,7 @@ def _merge(node: ir.Merge, w: _Writer) -> None:
 
 @append_nir.on(ir.Readout)
 def _readout(node: ir.Readout, w: _Writer) -> None:
-    """The head per step; its mean over time is the class scores."""
+    """The head per step. NIR has no node for what becomes of the steps: the metadata say it."""
     shape = w.model.graph.shapes[node.inputs[0]]
     sources = w.outlets[node.inputs[0]]
     if len(shape) == 3:
@@ -276,7 +276,7 @@ def nir_metadata(model: Model, dt: float, source_sha256: str) -> dict[str, str]:
         "time_steps": str(graph.time_steps),
         "dt": repr(dt),
         "fire": ", ".join(sorted(rules)),
-        "decode": "the mean of the output over time_steps steps is the class scores",
+        "decode": reduction.LOOPS[graph.readout.over_time].format(scores="the output"),
         "head": graph.readout.describe(),
         "normalization_applied_by": "caller",
         "input_kind": info.input_kind,

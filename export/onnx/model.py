@@ -16,7 +16,7 @@ import onnx
 from onnx import helper
 
 from soul_deploy import ir
-from soul_deploy.base import dispatch, errors, files
+from soul_deploy.base import dispatch, errors, files, reduction
 from soul_deploy.export.onnx import neuron as onnx_neuron
 from soul_deploy.export.onnx import nodes as onnx_nodes
 from soul_deploy.export.onnx import populations
@@ -35,7 +35,7 @@ FORMATS = ("soul-deploy/onnx/1", FORMAT)  # those before 2 call functions, of an
 MAX_BYTES = (1 << 31) - 1  # what protobuf can hold in one message
 # Of files with all steps inside.
 INPUT_MODES: tuple[onnx_nodes.InputMode, ...] = ("static", "sequence")
-OUTPUTS: tuple[onnx_nodes.Outputs, ...] = ("logits", "spikes")
+OUTPUTS: tuple[onnx_nodes.Outputs, ...] = ("logits", "spikes", "steps")
 ENCODINGS: dict[onnx_nodes.InputMode, str] = {
     "static": "one image shown at every step",
     "sequence": "sequence",
@@ -60,7 +60,8 @@ def build_onnx(
 
     Input `input`: (batch, C, H, W), one image shown T times (`static`), or (T, batch, C, H, W)
     (`sequence`), normalised by the caller. Output `logits`: (batch, classes); with outputs
-    `spikes` also `<population>.spikes`: (T, batch, ...) of 0/1, so that operations can be counted.
+    `spikes` also `<population>.spikes`: (T, batch, ...) of 0/1, so that operations can be counted;
+    with outputs `steps` the scores of each step: (T, batch, classes).
     `source_sha256` is the digest of the model file, for the metadata.
     functions: neurons are calls of model-local functions, which few engines know, instead of
     operators in the graph. fixed_batch: the samples of each call; None: any number.
@@ -70,7 +71,7 @@ def build_onnx(
     """
     _require_known(input_mode, outputs)
     graph, lowered = model.graph, fitting(model, opset, fixed_batch)
-    form: Any = {"functions": functions, "batch": fixed_batch}
+    form: Any = {"functions": functions, "batch": fixed_batch, "by_step": outputs == "steps"}
     builder = onnx_nodes.OnnxBuilder(graph, lowered, opset, input_mode=input_mode, **form)
     for node in graph.nodes:
         onnx_nodes.emit(builder, node)
@@ -84,8 +85,14 @@ def build_onnx(
         [builder.declared(graph.input.name, input_shape(graph, input_mode))],
         [builder.declared(*entry) for entry in output_entries(graph, outputs)],
         f"Spiking network, {graph.time_steps} time steps inside; no state is kept.",
-        properties | {"outputs": outputs},
+        properties | {"outputs": outputs} | _combined(graph, outputs),
     )
+
+
+def _combined(graph: SpikingGraph, outputs: onnx_nodes.Outputs) -> dict[str, str]:
+    """What a caller makes of the scores of all steps, where the file yields these."""
+    text = reduction.LOOPS[graph.readout.over_time].format(scores=onnx_nodes.OUTPUT)
+    return {"combine": text} if outputs == "steps" else {}
 
 
 def _require_known(input_mode: str, outputs: str) -> None:
@@ -121,8 +128,9 @@ def input_shape(graph: SpikingGraph, input_mode: onnx_nodes.InputMode) -> onnx_n
 
 def output_entries(graph: SpikingGraph, outputs: onnx_nodes.Outputs) -> list[onnx_nodes.Entry]:
     """Names and shapes of a sequence file's outputs."""
-    logits: onnx_nodes.Entry = (onnx_nodes.OUTPUT, (onnx_nodes.BATCH, graph.readout.classes))
-    entries = [logits]
+    lead = (graph.time_steps,) if outputs == "steps" else ()
+    sides: onnx_nodes.Sides = (*lead, onnx_nodes.BATCH, graph.readout.classes)
+    entries: list[onnx_nodes.Entry] = [(onnx_nodes.OUTPUT, sides)]
     for node in graph.populations if outputs == "spikes" else ():
         shape: onnx_nodes.Sides = (graph.time_steps, onnx_nodes.BATCH, *graph.shapes[node.name])
         entries.append((onnx_nodes.spikes_name(node.name), shape))

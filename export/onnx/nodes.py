@@ -18,6 +18,7 @@ from soul_deploy.base import Array, brief, dispatch, errors
 from soul_deploy.export.onnx import channelwise
 from soul_deploy.export.onnx import neuron as onnx_neuron
 from soul_deploy.export.onnx.convolution import append_convolution, pads
+from soul_deploy.export.onnx.readout import append_readout
 from soul_deploy.lowering import deploy, pool_windows
 
 BATCH, MERGED = "batch", "time_batch"
@@ -25,7 +26,7 @@ OUTPUT = "logits"
 Sides = tuple[int | str, ...]  # of a tensor, axes of any length by name
 Entry = tuple[str, Sides]  # a name and its shape
 InputMode = Literal["static", "sequence", "step"]
-Outputs = Literal["logits", "spikes"]
+Outputs = Literal["logits", "spikes", "steps"]
 
 
 @brief
@@ -37,7 +38,7 @@ class OnnxBuilder:
     the caller and return to it, and `counter` names the input that says which step it is, if
     anything needs it.
     functions: neurons are calls of model-local functions. batch: the samples of each call, None
-    for any number.
+    for any number. by_step: the scores of each step leave, (T, batch, classes).
     """
 
     graph: ir.SpikingGraph
@@ -51,6 +52,7 @@ class OnnxBuilder:
     counter: str = ""
     functions: bool = False
     batch: int | None = None
+    by_step: bool = False
 
     @cached_property
     def static(self) -> frozenset[str]:
@@ -226,40 +228,7 @@ def _at_every_step(b: OnnxBuilder, node: ir.Merge, place: int) -> str:
 
 @append_onnx.on(ir.Readout)
 def _readout(node: ir.Readout, b: OnnxBuilder) -> None:
-    """Sum first, scale last. Behind a matrix product the scale has one entry per class: ONNX
-    Runtime would fold a scalar into the product (MatMulScaleFusion). Behind a sum it is a scalar:
-    OpenVINO 2026.4 scales sums by other classes' entries."""
-    name, shape = node.name, b.graph.shapes[node.inputs[0]]
-    counts = _counts(b, name, b.source(node), shape)
-    scale = 1.0 / node.divisor(shape, b.graph.time_steps)
-    size = node.classes if node.linear or b.functions else 1
-    factor = b.constant(f"{name}.scale", np.full(size, scale, np.float32))
-    if not node.linear:
-        grouped = (f"{name}.votes_shape", f"{name}.grouped")
-        votes = b.reshape(counts, *grouped, -1, node.classes, node.votes)
-        summed = _sum(b, votes, f"{name}.votes", 2)
-        b.op("Mul", [summed, factor], OUTPUT)
-        return
-    weight, *bias = _synapses(b, name)
-    columns = b.op("Transpose", [weight], f"{name}.columns", perm=[1, 0])
-    product = b.op("MatMul", [counts, columns], f"{name}.product")
-    scaled = b.op("Mul", [product, factor], f"{name}.scores" if bias else OUTPUT)
-    if bias:
-        b.op("Add", [scaled, *bias], OUTPUT)
-
-
-def _counts(b: OnnxBuilder, name: str, source: str, shape: ir.Shape) -> str:
-    """Sums over space, then over time: (T·batch, C, H, W) to (batch, C)."""
-    if len(shape) == 3:
-        source = _sum(b, source, f"{name}.space_sum", 2, 3)
-    by_step = (f"{name}.steps_shape", f"{name}.steps")
-    steps = b.reshape(source, *by_step, b.graph.time_steps, -1, shape[0])
-    return _sum(b, steps, f"{name}.counts", 0)
-
-
-def _sum(b: OnnxBuilder, source: str, output: str, *axes: int) -> str:
-    inputs = [source, b.integers(f"{output}.axes", *axes)]
-    return b.op("ReduceSum", inputs, output, keepdims=0)
+    append_readout(node, b, lambda: _synapses(b, node.name), OUTPUT)
 
 
 def emit(b: OnnxBuilder, node: ir.Node) -> None:

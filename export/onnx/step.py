@@ -15,6 +15,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, ValueInfoProto
 
+from soul_deploy.base import reduction
 from soul_deploy.base.errors import UnsupportedGraphError, UsageError
 from soul_deploy.export.onnx import model as onnx_model
 from soul_deploy.export.onnx import nodes
@@ -28,8 +29,7 @@ COUNTER_IN, COUNTER_OUT = "t_in", "t_out"
 CURRENTS = "currents"  # the input_mode of the file that computes them
 LOOP = (
     "call once per step, each state's output of one step as its input of the next; at first states "
-    "hold their initial value and the counter 0; the mean of logits over time_steps steps is the "
-    "class scores"
+    "hold their initial value and the counter 0; "
 )
 
 
@@ -206,7 +206,7 @@ def _description(model: Model, static_input: StaticInput) -> dict[str, str]:
         "static_input": static_input,
         "states": json.dumps(pairs, sort_keys=True),
         "counter": json.dumps(counter if model.for_one_t else None, sort_keys=True),
-        "loop": LOOP,
+        "loop": LOOP + reduction.LOOPS[model.graph.readout.over_time].format(scores=nodes.OUTPUT),
     }
 
 

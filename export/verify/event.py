@@ -210,6 +210,7 @@ def _readout_problems(lowered: deploy.Deployed, stored: eventnet.ReadoutLayer) -
     ours = (node.name, source, op.in_shape, node.classes, op.space, op.votes, divisor)
     theirs = (stored.name, stored.source, stored.in_shape, stored.classes, stored.space)
     yield from _differs("readout", (*theirs, stored.votes, stored.divisor), ours)
+    yield from _differs("readout: over time", stored.over_time, node.over_time)
     weight = stored.weight
     if weight is not None and not stored.space:
         weight = _channel_major(weight, stored.in_shape)

@@ -27,6 +27,7 @@ from soul_deploy.runtime.kernels.cache import compiling_announced
 from soul_deploy.runtime.ops import counted_run, counters, counting
 from soul_deploy.runtime.plan import layer_plan, layout, regions
 from soul_deploy.runtime.plan.neuron_state import sent_dtype
+from soul_deploy.runtime.plan.readout import readout_region
 
 
 class EventExecution:
@@ -121,7 +122,7 @@ class EventExecution:
             (steps, *layout.channel_last(readout.in_shape)), sent_dtype(kind)
         )
         scores = layer_plan.aligned((readout.classes,), np.float32)
-        region = regions.readout_region(readout, source, scores)
+        region = readout_region(readout, source, scores)
         result = np.empty((batch, readout.classes), np.float32)
         for b in range(batch):
             source[...] = to_channel_last(inputs[:, b], readout.in_shape)

@@ -11,6 +11,7 @@ from onnx.utils import Extractor
 from onnxruntime.capi import onnxruntime_pybind11_state as failures
 from torch import Tensor
 
+from soul_deploy import ir
 from soul_deploy.analysis.synops import count_steps
 from soul_deploy.base import Array, errors
 from soul_deploy.equivalence.engines import ExecutionRun, LayerRun
@@ -20,6 +21,7 @@ from soul_deploy.export.verify import onnx_static
 from soul_deploy.lowering import deploy, fan_out, fold_batch_norm
 from soul_deploy.model.model import Model
 from soul_deploy.nn.graph_module import Signal
+from soul_deploy.nn.layers import over_steps
 from soul_deploy.runtime.ops.counters import LayerCounts
 
 # What ONNX Runtime raises for a file that it cannot open, and for one that stops while it runs.
@@ -202,7 +204,7 @@ class OnnxExecution(OnnxFile):
         spikes = {n: of_run(array) for n, array in zip(names if wanted else (), found, strict=True)}
         counts = None if self.counter is None else self.counter.count(images, spikes)
         fired = {name: sent_of(self.graph, name, values) for name, values in spikes.items()}
-        return ExecutionRun(fired, torch.from_numpy(logits), counts)
+        return ExecutionRun(fired, self._scores(logits), counts)
 
     def run_layer(self, layer: str, values: Mapping[str, Signal]) -> LayerRun:
         """What stands between the populations (or the input) that feed `layer`, and `layer`."""
@@ -211,8 +213,14 @@ class OnnxExecution(OnnxFile):
         (result,) = self.layer(layer).run(None, feed)
         readout = layer == self.graph.readout.name
         if readout:
-            return LayerRun(torch.from_numpy(result))
+            return LayerRun(self._scores(result))
         return LayerRun(sent_of(self.graph, layer, self._steps(result)))
+
+    def _scores(self, logits: Array) -> Tensor:
+        """Class scores (batch, classes), also of a file that yields those of each step."""
+        if self.form.yields != "steps":
+            return torch.from_numpy(logits)
+        return combined(torch.from_numpy(logits), self.graph)
 
     def ends(self, layer: str) -> tuple[list[str], list[str]]:
         output = onnx_nodes.OUTPUT if layer == self.graph.readout.name else self.value(layer)
@@ -242,6 +250,11 @@ class OnnxExecution(OnnxFile):
 
     def _steps(self, merged: Array) -> Tensor:
         return torch.from_numpy(merged.reshape(self.graph.time_steps, -1, *merged.shape[1:]))
+
+
+def combined(scores: Tensor, graph: ir.SpikingGraph) -> Tensor:
+    """Class scores (batch, classes) of the scores of all steps (T, batch, classes)."""
+    return over_steps(scores.double(), graph.readout.over_time).float()
 
 
 def open_session(model: ModelProto) -> onnxruntime.InferenceSession:

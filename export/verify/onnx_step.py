@@ -40,7 +40,7 @@ class StepExecution(onnx.OnnxFile):
         scores, *spikes = map(torch.from_numpy, found)
         pairs = zip(names, spikes, strict=True)
         named = {name: sent_of(self.graph, name, steps) for name, steps in pairs}
-        return ExecutionRun(named, _mean(scores))
+        return ExecutionRun(named, onnx.combined(scores, self.graph))
 
     def run_layer(self, layer: str, values: Mapping[str, Signal]) -> LayerRun:
         """What stands between the populations (or the input) that feed `layer`, and `layer`."""
@@ -48,7 +48,9 @@ class StepExecution(onnx.OnnxFile):
         output, states = self.ends(layer)[1][0], self._states_in(layer)
         (found,) = self._loop(layer, self._feeds(layer, values), states, [output])
         result = torch.from_numpy(found)
-        return LayerRun(_mean(result) if not states else sent_of(self.graph, layer, result))
+        if not states:
+            return LayerRun(onnx.combined(result, self.graph))
+        return LayerRun(sent_of(self.graph, layer, result))
 
     def ends(self, layer: str) -> tuple[list[str], list[str]]:
         states, feeding = self._states_in(layer), sources(self.graph, layer)
@@ -146,8 +148,3 @@ class StepExecution(onnx.OnnxFile):
 
 
 CURRENTS_SESSION = "currents of the image"
-
-
-def _mean(scores: Tensor) -> Tensor:
-    """Scores of all steps (T, batch, classes) to class scores."""
-    return scores.double().mean(dim=0).float()

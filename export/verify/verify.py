@@ -355,6 +355,7 @@ def nir_problems(reference: Model, imported: Model) -> Iterator[str]:
         ("input", ours.input.shape, theirs.input.shape),
         ("input_kind", reference.info.input_kind, imported.info.input_kind),
         ("classes", ours.readout.classes, theirs.readout.classes),
+        ("scores over time", ours.readout.over_time, theirs.readout.over_time),
     ):
         if mine != imported_value:
             yield f"{what}: {imported_value} in the file, the model says {mine}"

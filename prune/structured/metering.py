@@ -24,7 +24,15 @@ from soul_deploy.lowering import deploy, linear_operators
 from soul_deploy.model.model import Model, ModelInfo, from_module
 from soul_deploy.nn.graph_module import GraphModule
 from soul_deploy.prune.channel_groups import Residual, channel_groups
-from soul_deploy.prune.delivered import Sums, counted_layers, delivered, sources, synops_sum
+from soul_deploy.prune.delivered import (
+    Sums,
+    counted_layers,
+    delivered,
+    entry_of,
+    node_of,
+    sources,
+    synops_sum,
+)
 from soul_deploy.prune.removal import apply, planner
 from soul_deploy.prune.structured.costs import Costs, PairCosts, pair_sums
 from soul_deploy.prune.structured.selection import Flags, PruningUnit, Values
@@ -74,10 +82,11 @@ class Meter:
         return {"known": dict(self.known)}
 
     def restore(self, tree: Tree) -> None:
-        held, shapes = tree_of(tree, "known"), self.module.graph.shapes
+        held, graph = tree_of(tree, "known"), self.module.graph
         found = {name: torch.from_numpy(np.array(array_of(held, name))) for name in held}
         for name, total in found.items():
-            fits = name in self.sources and tuple(total.shape) == shapes[name]
+            fits = name in self.sources
+            fits = fits and tuple(total.shape) == graph.shapes[node_of(graph, name)]
             require(fits and total.dtype == torch.float64, f"{name}: delivered values do not fit")
         self.known = found
 
@@ -89,11 +98,10 @@ class Meter:
 
     @property
     def sources(self) -> tuple[str, ...]:
-        """The nodes whose values are measured."""
+        """The entries of Sums that are measured."""
         graph = self.module.graph
-        behind = (linear_operators.walk_back(graph, name)[0] for name in self._wiring.weighers)
-        found = [*behind, *sources(graph), *(node.name for node in graph.populations)]
-        return tuple(n for n in dict.fromkeys(found) if graph.edges[n].kind != "analog")
+        found = dict.fromkeys([*sources(graph), *(node.name for node in graph.populations)])
+        return tuple(n for n in found if graph.edges[node_of(graph, n)].kind != "analog")
 
     def model(self) -> Model:
         """The network as it is now."""
@@ -145,7 +153,8 @@ def _synops(meter: Meter, model: Model) -> Reading:
     pairs = {}
     for layer in counted_layers(deploy.lower(replace(model, channel_masks={}))):
         live = None if layer.live is None else torch.from_numpy(layer.live.astype(np.float64))
-        found = pair_sums(layer.linear.operator, meter.known[layer.source], live)
+        arriving = meter.known[entry_of(model.graph, layer.name)]
+        found = pair_sums(layer.linear.operator, arriving, live)
         pairs[layer.name] = found, np.zeros(len(found))
     cost = synops_sum(deploy.lower(model), sums) / samples
     return Reading(cost, meter.costs(pairs, meter.known), samples)
@@ -236,7 +245,8 @@ class _Wiring:
                 yield unit.name
 
     def _before(self, source: str, unit: PruningUnit) -> tuple[set[str], set[str]]:
-        """The populations that make a node's channels: those of a unit, and all."""
+        """The populations that make the channels of an entry of Sums: those of a unit, and all."""
+        source = node_of(self.graph, source)
         made = self.graph.needed([source]).intersection(self._populations.get(source, ()))
         return made.intersection(unit.populations), made
 

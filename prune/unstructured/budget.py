@@ -18,7 +18,7 @@ from soul_deploy.data import datasets
 from soul_deploy.lowering import deploy
 from soul_deploy.model.model import Model, ModelInfo, from_module
 from soul_deploy.nn.graph_module import GraphModule
-from soul_deploy.prune.delivered import Sums, delivered, sources, synops_sum
+from soul_deploy.prune.delivered import Sums, delivered, node_of, sources, synops_sum
 from soul_deploy.prune.removal import apply
 from soul_deploy.prune.target import UNITS, Quantity, Spent, Target, within
 from soul_deploy.prune.unstructured.connectivity_meter import ConnectivityMeter
@@ -177,10 +177,11 @@ class _Synops:
         return {"delivered": dict(self._sums)}
 
     def restore(self, tree: Tree) -> None:
-        held, shapes = tree_of(tree, "delivered"), self.subject.module.graph.shapes
+        held, graph = tree_of(tree, "delivered"), self.subject.module.graph
         sums = {n: torch.from_numpy(np.array(array_of(held, n))) for n in held}
         fits = set(sums) == set(self.names) and all(
-            s.dtype == torch.float64 and s.shape == shapes[n] for n, s in sums.items()
+            s.dtype == torch.float64 and s.shape == graph.shapes[node_of(graph, n)]
+            for n, s in sums.items()
         )
         require(fits, "what nodes delivered: other nodes or shapes than this network's")
         self._sums = sums

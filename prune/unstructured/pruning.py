@@ -227,7 +227,8 @@ class Pruning:
         labels = share.own.labels.to(device)
         images = self.data.normalise(share.own.images).to(device)
         outputs = self.module.forward_observed(images, None, per_step=self.objective.tet)
-        task, scores = self.objective.loss(outputs, labels)
+        over_time = self.module.graph.readout.over_time
+        task, scores = self.objective.loss(outputs, labels, over_time)
         loss = penalised(task, share.weight)
         mean, right = share.whole(task, scores, labels)
         if not (math.isfinite(mean) and loss.isfinite()):

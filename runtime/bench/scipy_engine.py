@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from scipy.sparse import csr_array
 
-from soul_deploy.base import Array, brief, dispatch
+from soul_deploy.base import Array, brief, dispatch, reduction
 from soul_deploy.runtime.engine.inputs import samples_of
 from soul_deploy.runtime.format import file, tap_tables
 from soul_deploy.runtime.format import network as eventnet
@@ -169,15 +169,25 @@ def _(layer: eventnet.ScatterLayer, network: eventnet.EventNetwork) -> Step:
     return step
 
 
-def scores_of(readout: eventnet.ReadoutLayer, total: Array, steps: int) -> Array:
-    """float32 (classes,) from spikes summed over time, (n,)."""
+def scores_of(readout: eventnet.ReadoutLayer, spikes: Array) -> Array:
+    """float32 (classes,) from the spikes that the readout reads, (T, n)."""
+    steps = len(spikes)
+    weighed = (_weighed(readout, spikes[at].sum(0), steps) for at in readout.weighings(steps))
+    return np.asarray(reduce(np.maximum, weighed), np.float32)
+
+
+def _weighed(readout: eventnet.ReadoutLayer, total: Array, steps: int) -> Array:
+    """Scores from sums of spikes, (n,)."""
     sums = total.reshape(-1, readout.in_shape[0]).sum(0) if readout.space else total
     scale = np.float32(readout.scale(steps))
     if readout.weight is None:
         scores = sums.reshape(readout.classes, readout.votes).sum(1) * scale
     else:
         scores = (readout.weight @ sums) * scale
-    return np.asarray(scores if readout.bias is None else scores + readout.bias, np.float32)
+    if readout.bias is None:
+        return np.asarray(scores)
+    times = np.float32(reduction.biases(readout.over_time, steps))
+    return np.asarray(scores + times * readout.bias)
 
 
 class ScipyEngine:
@@ -215,7 +225,7 @@ class ScipyEngine:
         neurons = {layer.name: _Population(layer) for layer in network.populations}
         values: dict[str, Array] = {}
         currents: dict[str, Array] = {}
-        total = np.zeros(math.prod(network.readout.in_shape), np.float32)
+        read = np.zeros((network.time_steps, math.prod(network.readout.in_shape)), np.float32)
         for step in range(network.time_steps):
             values[network.input_name] = sample[step % len(sample)]
             still = network.static if step and len(sample) == 1 else frozenset()
@@ -226,5 +236,5 @@ class ScipyEngine:
                     currents[layer.name] = current
                     population = neurons.get(layer.name)
                     values[layer.name] = population.step(current, step) if population else current
-            total += values[network.readout.source]
-        return scores_of(network.readout, total, network.time_steps)
+            read[step] = values[network.readout.source]
+        return scores_of(network.readout, read)

@@ -79,7 +79,7 @@ class InputReader:
 def by_sample(values: Array, shape: Shape) -> Array:
     """(B, T or 1, positions, channels) of (B, *shape) or (T, B, *shape)."""
     static = values.ndim == len(shape) + 1
-    return np.swapaxes(to_channel_last(values[None] if static else values, shape), 0, 1)
+    return to_channel_last(values[None] if static else values, shape).swapaxes(0, 1)
 
 
 def source_values(
@@ -131,7 +131,7 @@ def to_channel_last(x: Array, shape: Shape) -> Array:
     if len(shape) == 1:
         return x[..., None, :]
     lead = x.shape[: x.ndim - 3]
-    return np.moveaxis(x.reshape(*lead, shape[0], shape[1] * shape[2]), -2, -1)
+    return x.reshape(*lead, shape[0], shape[1] * shape[2]).swapaxes(-2, -1)
 
 
 def by_step(values: Array, shape: Shape) -> Array:

@@ -20,6 +20,7 @@ from soul_deploy.runtime.plan import estimate, layer_plan
 from soul_deploy.runtime.plan.buffers import Buffers, build_buffers, run_layer
 from soul_deploy.runtime.plan.layout import channel_last, dense_map, layout_of
 from soul_deploy.runtime.plan.planes import map_of
+from soul_deploy.runtime.plan.readout import step_scores
 
 
 def load(
@@ -193,6 +194,14 @@ class Network:
         names = [layer.name for layer in self.events.populations]
         recorded, logits = self.run_recording_values(x, names)
         return Recording(self.spikes_of(recorded), logits)
+
+    def run_steps(self, x: Array) -> Array:
+        """The class scores of each step, float32 (T, B, classes), of which `run` makes their mean,
+        sum, last or maximum (`events.readout.over_time`). x: as in `run`; on one thread.
+        """
+        source = self.events.readout.source
+        recorded, _ = self.run_recording_values(x, [source])
+        return step_scores(self.events.readout, recorded[source])
 
     def run_recording_values(
         self, x: Array, names: Iterable[str]

@@ -70,7 +70,8 @@ class Stream:
 
         Without `x`, the inputs are those of the step before, and what they alone determine, such as
         the first layer's currents, is not computed again.
-        Scores are those of this step alone; their mean over T steps is `Network.run`. Raises
+        Scores are those of this step alone; `Network.run` makes of those of T steps their mean,
+        sum, last or maximum, as `events.readout.over_time` says. Raises
         ValidityError for another shape, a changed batch size, no input at the first step, or a step
         beyond the T that the network is valid for. A step that is interrupted ends the stream.
         """

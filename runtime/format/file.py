@@ -8,27 +8,32 @@ hold). The digest covers all arrays. How each layer is written and read stands i
 Three objects may be missing: `rates`, layer names to the expected share of nonzero values per step
 (0 to 1), `active`, the same names to the expected share of neurons that give one at any step, and
 `forms`, names of layers with synapses to how these shall run (plan/forms.py).
+
+Format 2 is format 1 with `over_time` in the readout: "sum", "last" or "max" over the steps. A
+network whose scores are the mean over time, as they all are in format 1, is written in format 1.
 """
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from soul_deploy.base import Array, errors, files, pixel_rule
+from soul_deploy.base import Array, errors, files, pixel_rule, reduction
 from soul_deploy.base.file_kinds import reads
 from soul_deploy.runtime.format import json_values as v
 from soul_deploy.runtime.format import layer_codec
 from soul_deploy.runtime.format.network import EventNetwork, Layer, PixelNormalization, ReadoutLayer
 
 FORMAT = "soul-deploy/event/1"
+FORMAT_OVER_TIME = "soul-deploy/event/2"
+OF_OLD_FILES: reduction.OverTime = "mean"
 
 
 def save_event_network(path: Path | str, network: EventNetwork) -> None:
     """Write an event network atomically."""
     tensors = _tensors(network)
-    files.write_tensors(
-        path, tensors, {"format": FORMAT, "digest": files.digest(tensors), **_header(network)}
-    )
+    form = FORMAT if network.readout.over_time == OF_OLD_FILES else FORMAT_OVER_TIME
+    told = {"format": form, "digest": files.digest(tensors), **_header(network)}
+    files.write_tensors(path, tensors, told)
 
 
 @reads("event")
@@ -41,7 +46,7 @@ def load_event_network(file: files.File, *, max_memory: int | None = None) -> Ev
     """
     opened = files.read_tensors(file, max_memory=max_memory)
     path = opened.path
-    document = opened.document(FORMAT)
+    document = opened.document(FORMAT, FORMAT_OVER_TIME)
     if files.digest(opened.tensors) != document.get("digest"):
         raise errors.FileFormatError(
             f"{path}: its tensors do not match their digest; the file is damaged"
@@ -79,19 +84,38 @@ def _header(network: EventNetwork) -> dict[str, Any]:
         "classes": list(network.classes),
         "source_sha256": network.source_sha256,
         "layers": [layer_codec.header_of(layer) for layer in network.layers],
-        "readout": layer_codec.plain(network.readout),
+        "readout": _readout_header(network.readout),
         **{key: by_name for key, by_name in told.items() if by_name},
     }
 
 
+def _readout_header(readout: ReadoutLayer) -> dict[str, Any]:
+    told = layer_codec.plain(readout)
+    if readout.over_time == OF_OLD_FILES:
+        del told["over_time"]
+    return told
+
+
+def _readout(document: Mapping[str, Any], tensors: layer_codec.Tensors) -> ReadoutLayer:
+    entry = dict(document["readout"])
+    if document["format"] == FORMAT:
+        errors.require(
+            entry.get("over_time", OF_OLD_FILES) == OF_OLD_FILES,
+            f"{entry['name']}: over_time {entry.get('over_time')!r} in a file of {FORMAT}",
+        )
+        entry["over_time"] = OF_OLD_FILES
+    readout: ReadoutLayer = layer_codec.read_part(ReadoutLayer, entry["name"], entry, tensors)
+    return readout
+
+
 def _network(document: Mapping[str, Any], tensors: layer_codec.Tensors) -> EventNetwork:
-    norm, last = document["normalization"], document["readout"]
+    norm = document["normalization"]
     network = EventNetwork(
         input_name=v.text(document["input"]["name"]),
         input_shape=v.integers(document["input"]["shape"]),
         time_steps=v.integer(document["time_steps"]),
         layers=tuple(layer_codec.read_entry(e, tensors) for e in v.items(document["layers"])),
-        readout=layer_codec.read_part(ReadoutLayer, last["name"], last, tensors),
+        readout=_readout(document, tensors),
         fixed_steps=v.truth(document["validity"]["fixed_steps"]),
         reset_per_sample=v.truth(document["validity"]["reset_per_sample"]),
         normalization=None

@@ -255,7 +255,9 @@ FIELDS: Mapping[str, Callable[[Any], Any]] = {
     **dict.fromkeys(("space", "chosen"), v.truth),
     **dict.fromkeys(("constant", "v_threshold"), v.number),
     **dict.fromkeys(("v_reset", "v_subtract"), partial(v.optional, v.number)),
-    **dict.fromkeys(("edge", "function", "charge", "fire"), lambda name: name),  # checked by class
+    **dict.fromkeys(  # checked by class
+        ("edge", "function", "charge", "fire", "over_time"), lambda name: name
+    ),
     "sources": lambda names: tuple(map(v.text, v.items(names))),
     "alternatives": lambda entries: tuple(
         read_part(layers.Alternative, "", entry, {}) for entry in v.items(entries)

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from soul_deploy.base import Array, brief
+from soul_deploy.base import Array, brief, reduction
 from soul_deploy.base.errors import require
 from soul_deploy.runtime.format import layers, validate
 from soul_deploy.runtime.format.synapses import Pair
@@ -141,11 +141,13 @@ class ScatterLayer(layers.OneSource, layers.MapLayer):
 class ReadoutLayer:
     """Class scores from spike sums: sum over time (and space), weigh or vote, scale, add the bias.
 
-    space    the sums run over H and W too, so that there are C of them; otherwise one per neuron
-    weight   float32 (classes, sums), neurons in channel-last order, or None: the sums of `votes`
-             neighbours are added
-    bias     float32 (classes,) or None
-    divisor  scores are scaled by 1 / (steps · divisor)
+    space      the sums run over H and W too, so that there are C of them; otherwise one per neuron
+    weight     float32 (classes, sums), neurons in channel-last order, or None: the sums of `votes`
+               neighbours are added
+    bias       float32 (classes,) or None
+    divisor    scores are scaled by 1 / divisor, of a mean over time by 1 / (steps · divisor)
+    over_time  what becomes of the steps: their "mean", "sum", "last" or "max"
+               (soul_deploy/base/reduction.py)
     """
 
     name: str
@@ -157,9 +159,15 @@ class ReadoutLayer:
     bias: Array | None
     votes: int
     divisor: int
+    over_time: reduction.OverTime = "mean"
 
     def __post_init__(self) -> None:
         validate.require_shape("readout input", self.in_shape)
+        known = ", ".join(reduction.OVER_TIME)
+        require(
+            reduction.is_over_time(self.over_time),
+            f"{self.name}: over_time {self.over_time!r}; known: {known}",
+        )
         require(self.classes >= 1 and self.votes >= 1, f"{self.name}: no classes or no votes")
         require(
             1 <= self.divisor <= validate.MAX_NEURONS * validate.MAX_STEPS,
@@ -190,5 +198,9 @@ class ReadoutLayer:
         return self.in_shape[0] if self.space else math.prod(self.in_shape)
 
     def scale(self, steps: int) -> float:
-        """1 / (steps · divisor)."""
-        return 1.0 / (steps * self.divisor)
+        """1 / divisor, of a mean over time 1 / (steps · divisor)."""
+        return 1.0 / (reduction.divisor(self.over_time, steps) * self.divisor)
+
+    def weighings(self, steps: int) -> tuple[slice, ...]:
+        """As `reduction.weighings`."""
+        return reduction.weighings(self.over_time, steps)

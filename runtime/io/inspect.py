@@ -220,6 +220,7 @@ def describe_event(network: eventnet.EventNetwork) -> dict[str, Any]:
         "neurons": sum(layer.neurons for layer in network.populations),
         "synapses": sum(row["synapses"] for row in rows),
         "classes": list(network.classes),
+        "over_time": network.readout.over_time,
         "normalization": None if norm is None else asdict(norm),
         "validity": {
             "time_steps": network.time_steps if network.fixed_steps else None,

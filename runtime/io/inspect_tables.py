@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
+from soul_deploy.base.reduction import NAMES
 from soul_deploy.base.tables import Table
 from soul_deploy.runtime.io import other_tables
 
@@ -210,8 +211,10 @@ def _network_facts(described: Description) -> Facts:
     classes, kind = list(described["classes"]), described["input_kind"]
     images = f"images, {_normalization(described['normalization'])}"
     what = images if kind == "images" else f"{kind}, as they are"
+    scores = [("scores", NAMES[described["over_time"]])] if "over_time" in described else []
     return [
         ("time steps T", described["time_steps"]),
+        *scores,
         ("input", f"{_shape(described['input_shape'])}, {what}"),
         ("classes", _some(classes) if classes else "no names stored"),
         ("valid for", _validity(described["validity"])),

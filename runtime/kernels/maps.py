@@ -127,6 +127,14 @@ def vote(sums: Array, votes: int, scale: np.float32, out: Array) -> None:
 
 
 @cached_njit
+def keep_largest(scores: Array, first: bool, out: Array) -> None:
+    """out[k] = scores[k], and where it is not the `first` step the larger of both."""
+    for k in range(len(out)):
+        if first or scores[k] > out[k]:
+            out[k] = scores[k]
+
+
+@cached_njit
 def add_events(first: Array, second: Array, begin: int, end: int, out: Array) -> None:
     """out = first + second, integers of one byte; their bounds were checked to fit."""
     for t in range(len(out)):

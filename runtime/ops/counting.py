@@ -126,27 +126,30 @@ def readout_fanout(readout: network.ReadoutLayer) -> Array:
 
 
 def readout_steps(readout: network.ReadoutLayer, values: Array) -> counters.StepCounts:
-    """The head's inputs are graded: sums over time (and space). One step, (1, B).
+    """The head's inputs are graded: sums over time (and space), or those of one step.
 
-    values: (B, T, positions, channels).
+    values: (B, T, positions, channels). Counts are (weighings by the head, B).
     """
-    over_time = values.sum(axis=1, dtype=np.int64)
-    sums = over_time.sum(axis=1) if readout.space else over_time.reshape(len(values), -1)
+    batch, steps = values.shape[:2]
+    parts = [values[:, at].sum(axis=1, dtype=np.int64) for at in readout.weighings(steps)]
+    over_time = np.stack(parts)
+    sums = over_time.sum(axis=2) if readout.space else over_time.reshape(len(parts), batch, -1)
     sums, weight = np.abs(sums), readout.weight
     nonzero = np.zeros((readout.classes, readout.sums), np.int64) if weight is None else weight != 0
     lengths = nonzero.sum(axis=0, dtype=np.int64)
     events = sums != 0
     reached = events.astype(np.int64) @ nonzero.T.astype(np.int64)
     biased = 0 if readout.bias is None else int(np.count_nonzero(readout.bias))
-    counted = {
-        "events_in": np.count_nonzero(events, axis=1).astype(np.int64),
-        "spikes_in": sums.sum(axis=1),
-        "synops_events": (events * lengths).sum(axis=1),
-        "synops": (sums * lengths).sum(axis=1),
-        "touched": np.count_nonzero(reached, axis=1).astype(np.int64),
-        "bias_adds": np.full(len(sums), biased, np.int64),
-    }
-    return counters.StepCounts({name: array[None] for name, array in counted.items()})
+    return counters.StepCounts(
+        {
+            "events_in": np.count_nonzero(events, axis=2).astype(np.int64),
+            "spikes_in": sums.sum(axis=2),
+            "synops_events": (events * lengths).sum(axis=2),
+            "synops": (sums * lengths).sum(axis=2),
+            "touched": np.count_nonzero(reached, axis=2).astype(np.int64),
+            "bias_adds": np.full((len(parts), batch), biased, np.int64),
+        }
+    )
 
 
 def totals_of(

@@ -18,6 +18,7 @@ from soul_deploy.runtime.plan.layer_plan import EMPTY, LayerPlan, aligned, parti
 from soul_deploy.runtime.plan.layout import CompactLayout, channel_last, layout_of, pattern_spikes
 from soul_deploy.runtime.plan.neuron_state import sent_dtype, state_at_rest, update_numbers
 from soul_deploy.runtime.plan.planes import Words
+from soul_deploy.runtime.plan.readout import readout_region
 from soul_deploy.runtime.plan.regions import Region
 
 
@@ -131,7 +132,7 @@ def build_buffers(
     for each in network.layers:
         bind(each, builder)
     source = made.values[network.readout.source]
-    made.add(network.readout.name, regions.readout_region(network.readout, source, made.scores))
+    made.add(network.readout.name, readout_region(network.readout, source, made.scores))
     return made
 
 

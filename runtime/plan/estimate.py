@@ -95,7 +95,8 @@ def running_bytes(
     for name, (layer, convolution) in on_planes.items():
         by_layer[name] += plane_bytes(layer, convolution, steps, gap)
     readout = network.readout
-    by_layer[readout.name] = 8 * readout.sums + 4 * readout.classes
+    scores = 2 if readout.over_time == "max" else 1  # of one step, and the largest
+    by_layer[readout.name] = 8 * readout.sums + 4 * readout.classes * scores
     return by_layer
 
 

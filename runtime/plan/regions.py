@@ -388,15 +388,3 @@ def _(
     index = layer_plan.aligned_copy(layer.index)
     shares = (partition.of(source.shape[1]) for partition in partitions_of(partitions))
     return tuple((Call(maps.scatter_channels, (source, index, *share, out)),) for share in shares)
-
-
-def readout_region(readout: network.ReadoutLayer, source: Array, scores: Array) -> Region:
-    """Sums, then scores."""
-    spikes = source if readout.space else source.reshape(len(source), 1, -1)
-    sums = np.empty(readout.sums, np.int64)
-    scale = np.float32(readout.scale(len(source)))
-    summing = Call(maps.sum_spikes, (spikes, sums))
-    if readout.weight is None:
-        return ((summing, Call(maps.vote, (sums, readout.votes, scale, scores))),)
-    weight, bias = layer_plan.aligned_copy(readout.weight.T), layer_plan.aligned_copy(readout.bias)
-    return ((summing, Call(maps.score, (sums, weight, bias, scale, scores))),)

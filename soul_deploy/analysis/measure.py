@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from soul_deploy.analysis import connectivity, other_tools, report, synops
-from soul_deploy.base import Array, errors
+from soul_deploy.base import Array, errors, reduction
 from soul_deploy.data.given import Images, images_for
 from soul_deploy.ir import SpikingGraph
 from soul_deploy.lowering import deploy, fold_batch_norm
@@ -241,13 +241,17 @@ class _Run:
         name, source, graph = entry.name, entry.linear.source, self.graph
         readout = name == graph.readout.name
         once = source in self.once and not readout
-        executions = self.samples * (1 if once or readout else graph.time_steps)
+        head = len(reduction.weighings(graph.readout.over_time, graph.time_steps))
+        steps = 1 if once else head if readout else graph.time_steps
+        executions = self.samples * steps
         before, fan_out = self.trimmed.live_values[source], entry.fanout
         if before is not None and before.shape == fan_out.shape:
             fan_out = fan_out * before
         synapses = self.trimmed.synapses.get(name)
         kept = 0 if synapses is None else int(np.count_nonzero(synapses.weight))
-        graded = (entry.edge.kind == "graded" and entry.edge.size != 1) or readout
+        operator = entry.linear.operator.readout
+        sums = operator is not None and operator.counts_spikes
+        graded = (entry.edge.kind == "graded" and entry.edge.size != 1) or sums
         analog = (0, 0, 0)
         if entry.edge.kind == "analog":
             read = executions * math.prod(graph.shapes[source])

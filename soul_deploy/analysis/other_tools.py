@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from soul_deploy import ir
-from soul_deploy.base import Array, dispatch, errors
+from soul_deploy.base import Array, dispatch, errors, reduction
 from soul_deploy.lowering import deploy, fan_out, fold_batch_norm, linear_operators
 from soul_deploy.model.model import Model
 from soul_deploy.nn.graph_module import GraphModule, Signal
@@ -47,7 +47,7 @@ class DenseOps:
 
 
 def dense_ops(graph: ir.SpikingGraph) -> dict[str, DenseOps]:
-    """Of every projection, and of the readout's head (once per sample), by name."""
+    """Of every projection, and of one execution of the readout's head, by name."""
     readout = graph.readout
     weights = graph.shapes[readout.inputs[0]][0] * readout.classes if readout.linear else 0
     found = {node.name: dense_ops_of(node, graph) for node in graph.projections}
@@ -142,7 +142,9 @@ class _Rule:
         """The layer's counts for what its source node held."""
         values, edge = self._arriving(module, signal), self.graph.edges[self.source]
         head, executions = self.node is self.graph.readout, len(values)
-        binary = edge.kind == "spike" and self.scale == 1 and self.plain and not head
+        space = len(self.graph.shapes[self.node.inputs[0]]) == 3
+        sums = head and (space or reduction.adds_steps(self.graph.readout.over_time))
+        binary = edge.kind == "spike" and self.scale == 1 and self.plain and not sums
         maps = (self.every, self.stored, self.live)
         every, stored, live = (torch.from_numpy(np.array(array)).reshape(-1) for array in maps)
         events = (values != 0).flatten(1).to(torch.int64).sum(0)
@@ -166,11 +168,15 @@ class _Rule:
         return found if head else replace(found, upr_sops=sops)
 
     def _arriving(self, module: GraphModule, signal: Signal) -> Tensor:
-        """(n, *shape): the input of a projection, or the sums that the readout's head weighs."""
+        """(n, *shape): the input of a projection, or what the readout's head weighs: of each sample
+        the sum over time, its last step, or each step.
+        """
         exact, name = Signal(signal.tensor.double(), signal.static), self.node.inputs[0]
         values = module.evaluate({self.source: exact}, [name])[name].tensor
         if self.node is self.graph.readout:
-            return values.sum((0, 3, 4)) if values.dim() == 5 else values.sum(0)
+            values = values.sum((3, 4)) if values.dim() == 5 else values
+            weighings = reduction.weighings(self.graph.readout.over_time, len(values))
+            return torch.cat([values[at].sum(0) for at in weighings])
         return values if signal.static else values.flatten(0, 1)
 
 

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from soul_deploy.base import Array, dispatch
+from soul_deploy.base import Array, dispatch, reduction
 from soul_deploy.lowering import deploy, fan_out, linear_operators
 from soul_deploy.model.model import Model
 from soul_deploy.nn.graph_module import GraphModule, Signal
@@ -97,8 +97,11 @@ def _touched(
 def _readout_steps(
     layer: fan_out.CountedLayer, operator: linear_operators.ReadoutOperator, source: Tensor
 ) -> counters.StepCounts:
-    """The head's edge is graded: its inputs are the counts over time (and space). One step."""
-    counts = readout_sums(operator, source).flatten(1).abs()
+    """The head's edge is graded: it weighs the counts over time (and space), or those of one step;
+    of a maximum over time, those of each step.
+    """
+    sums = readout_sums(operator, source)
+    counts = sums.flatten(0, 1).flatten(1).abs()
     reach = torch.from_numpy(layer.fanout).reshape(-1)
     events = (counts != 0).to(torch.int64)
     touched = torch.zeros(len(counts))
@@ -112,13 +115,17 @@ def _readout_steps(
         "touched": touched,
         "bias_adds": torch.full((len(counts),), layer.biased),
     }
-    return counters.StepCounts({name: _by_step(values, 1) for name, values in counted.items()})
+    by_step = {name: _by_step(values, len(sums)) for name, values in counted.items()}
+    return counters.StepCounts(by_step)
 
 
 def readout_sums(operator: linear_operators.ReadoutOperator, source: Tensor) -> Tensor:
-    """Whole numbers (T, B, C, ...) summed over time, and over space where the readout does."""
-    sums = source.to(torch.int64).sum(0)
-    return sums.sum(dim=(2, 3)) if operator.space else sums
+    """What the head weighs, whole numbers (weighings, B, C, ...) of spikes (T, B, C, ...): one sum
+    over time, the last step, or each step; summed over space where the readout does.
+    """
+    whole, weighings = source.to(torch.int64), reduction.weighings(operator.over_time, len(source))
+    sums = torch.stack([whole[at].sum(0) for at in weighings])
+    return sums.sum(dim=(3, 4)) if operator.space else sums
 
 
 def counted_pooling_steps(layer: fan_out.CountedPooling, source: Tensor) -> counters.StepCounts:

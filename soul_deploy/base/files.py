@@ -60,21 +60,22 @@ class TensorFile:
             )
         return parse_json(text, f"{self.path}: its metadata", max_memory=self.max_memory)
 
-    def document(self, format_name: str) -> dict[str, Any]:
-        """The JSON metadata, checked to be of `format_name` (such as "soul-deploy/model/1").
+    def document(self, *format_names: str) -> dict[str, Any]:
+        """The JSON metadata, checked to be of one of the formats (such as "soul-deploy/model/1").
 
         Raises FileFormatError for a file without our metadata or of another kind or version.
         """
         if METADATA_KEY not in self.metadata:
             raise errors.FileFormatError(
                 f"{self.path} is a safetensors file without soul-deploy metadata; expected "
-                f"{format_name}. Bare weights are loaded with a model name (--model)"
+                f"{format_names[0]}. Bare weights are loaded with a model name (--model)"
             )
         document = self.description()
         found = document.get("format") if isinstance(document, dict) else None
-        if found != format_name:
+        if found not in format_names:
+            known = " and ".join(map(repr, format_names))
             raise errors.FileFormatError(
-                f"{self.path} is of format {found!r}; this command reads {format_name!r}"
+                f"{self.path} is of format {found!r}; this command reads {known}"
             )
         assert isinstance(document, dict)
         return document

@@ -102,9 +102,11 @@ def numbers_of(given: Array, rule: InputRule, what: str = "the input") -> Array:
         return normalise(given, rule)
     if given.dtype.kind == "f" and not _finite(given):
         raise errors.ValidityError(f"{what} holds values that are not finite; give real numbers")
+    if given.dtype == np.float32:
+        return given
     with np.errstate(over="ignore"):
-        values: Array = given.astype(np.float32, copy=False)
-    if values.dtype != given.dtype and not _finite(values):
+        values: Array = given.astype(np.float32)
+    if not _finite(values):
         raise errors.ValidityError(
             f"{what} holds {given.dtype} values beyond float32, in which networks run (3.4e38): "
             "values that are not finite; check its scaling"

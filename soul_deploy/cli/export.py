@@ -49,7 +49,8 @@ class OnnxOptions:
     outputs: Any = one_of(
         model.OUTPUTS,
         "logits: class scores; spikes: also every population's spikes, (T, batch, ...), so that "
-        "operations can be counted. For --mode sequence.",
+        "operations can be counted; steps: the scores of each step, (T, batch, classes), instead "
+        "of what the readout makes of them. For --mode sequence.",
     )
     functions: bool = given(
         False,
@@ -67,7 +68,8 @@ class OnnxOptions:
             raise errors.UsageError("--input_mode is for --mode sequence; a step takes one frame")
         if self.mode == "step" and self.outputs != "logits":
             raise errors.UsageError(
-                "--outputs spikes is for --mode sequence; a step yields its membranes"
+                f"--outputs {self.outputs} is for --mode sequence; a step yields its own scores "
+                "and its membranes"
             )
         if self.mode != "step" and self.static_input != "image":
             raise errors.UsageError("--static_input current is for --mode step")

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from soul_deploy.base import errors, files, pixel_rule, progress
+from soul_deploy.base import errors, files, pixel_rule, progress, reduction
 from soul_deploy.cli import common_options as common
 from soul_deploy.cli import options, parsing
 from soul_deploy.cli.common_options import given, option, shared
@@ -85,6 +85,15 @@ class InputOptions:
         return sides, self.classes
 
 
+def _over_time_option(default: str) -> common.Decorator:
+    text = (
+        "What the class scores are of what the network gives at each step: the mean, the sum (of "
+        f"spikes: their count), the last, or class by class the largest.  [default: {default}]"
+    )
+    ways = click.Choice(reduction.OVER_TIME)
+    return option("--over_time", type=ways, help=text, heading="Network")
+
+
 def _torch_options() -> common.Decorator:
     weights = "The network's weights: a .pt, .pth or .safetensors state dict.  [default: as made]"
     return common.options(
@@ -92,6 +101,7 @@ def _torch_options() -> common.Decorator:
         option("--model_path", type=common.FILE, help=weights, heading="Files"),
         common.output_option("Where the model file goes.  [default: FACTORY.safetensors]"),
         common.steps_option("Time steps T.", 4),
+        _over_time_option("as the network's forward makes them, else mean"),
         common.option_group("asked", InputOptions, "Data"),
         common.format_option(),
     )
@@ -110,6 +120,7 @@ def import_torch(
     model_path: Path | None,
     output: Path | None,
     time_step: int,
+    over_time: reduction.OverTime | None,
     asked: InputOptions,
     output_format: str,
 ) -> None:
@@ -134,7 +145,7 @@ def import_torch(
     with progress.warnings_said(warn, _advice(data, model_path)):
         progress.status("import torch: comparing the graph with the network")
         example = None if data is None else data.normalise(data.validation.images[:EXAMPLES])
-        model = from_torch(network, shape, time_step, example=example)
+        model = from_torch(network, shape, time_step, example=example, over_time=over_time)
     found = model.graph.readout.classes
     if found != count:
         raise errors.UsageError(f"{factory} gives {found} class scores; {count} are needed")
@@ -267,6 +278,7 @@ def _nir_options() -> common.Decorator:
         option("--dt", type=float, help=dt, heading="Network"),
         option("--reset", type=rules, help=reset, heading="Network"),
         option("--fire", type=fires, help=fire, heading="Network"),
+        _over_time_option("as FILE's metadata say, else mean"),
         options.input_kind_option("the one in FILE's metadata, or images"),
         common.format_option(),
     )

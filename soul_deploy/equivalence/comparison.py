@@ -26,6 +26,7 @@ class CheckResult:
 
     Without samples the check did not run.
     logit_difference: the largest on samples without a mismatch; logit_difference_flipped on others.
+    Where scores are sums over time, both are divided by T.
     agreeing: samples of the same class. differences: counts that flipped spikes changed.
     """
 

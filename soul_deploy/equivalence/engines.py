@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from soul_deploy.base import Array, brief, errors
+from soul_deploy.base import Array, brief, errors, reduction
 from soul_deploy.data.given import Images, images_for
 from soul_deploy.equivalence.comparison import CheckResult, Comparison
 from soul_deploy.equivalence.counts import CountComparer, CountDifference, CountMismatch
@@ -167,11 +167,16 @@ class Comparer:
             names |= set(counts)
         mismatches += self.counts.missing(names) if names else []
         return replace(
-            _compare_logits(logits, run.output, np.zeros(len(logits), bool)),
+            self._compare_logits(logits, run.output, np.zeros(len(logits), bool)),
             layers=tuple(layers),
             counted=bool(names),
             mismatches=tuple(mismatches),
         )
+
+    def _compare_logits(self, ours: Tensor, other: Tensor, flipped: Array) -> CheckResult:
+        graph = self.reference.graph
+        steps = reduction.biases(graph.readout.over_time, graph.time_steps)
+        return _compare_logits(ours, other, flipped, steps)
 
     def _compared(
         self, name: str, values: dict[str, Signal], spikes: Tensor, *place: Any
@@ -187,7 +192,7 @@ class Comparer:
         populations = self.reference.graph.populations
         if not run.spikes:
             unseen = (unseen_population(self.reference, p.name, values) for p in populations)
-            alone = _compare_logits(logits, run.logits, np.zeros(len(logits), bool))
+            alone = self._compare_logits(logits, run.logits, np.zeros(len(logits), bool))
             return replace(alone, layers=tuple(unseen))
         for node in populations:
             name, theirs = node.name, run.spikes
@@ -199,7 +204,7 @@ class Comparer:
         flipped[[sample - offset for first in firsts.values() for sample in first]] = True
         mismatches, differences = self._counts(run, values)
         return replace(
-            _compare_logits(logits, run.logits, flipped),
+            self._compare_logits(logits, run.logits, flipped),
             layers=tuple(layers),
             counted=run.counts is not None,
             mismatches=mismatches,
@@ -271,12 +276,18 @@ class Comparer:
         return kept
 
 
-def _compare_logits(reference: Tensor, other: Tensor, flipped: Array) -> CheckResult:
-    """Samples of the same class, and the largest difference on unflipped and flipped ones."""
+def _compare_logits(
+    reference: Tensor, other: Tensor, flipped: Array, steps: int = 1
+) -> CheckResult:
+    """Samples of the same class, and the largest difference on unflipped and flipped ones.
+
+    steps: how many steps' scores a score is the sum of. A difference is that of a step: the sum is
+    T times the mean, and so is its rounding.
+    """
     found = CheckResult(samples=len(reference), flipped_samples=int(flipped.sum()))
     if reference.shape != other.shape:
         return replace(found, logit_difference=np.inf, logit_difference_flipped=np.inf)
-    difference = (reference.double() - other.double()).abs().amax(dim=1).numpy()
+    difference = (reference.double() - other.double()).abs().amax(dim=1).numpy() / steps
     return replace(
         found,
         logit_difference=float(difference[~flipped].max(initial=0.0)),

@@ -17,7 +17,7 @@ from math import prod
 import torch
 from torch import Tensor, fx, nn
 
-from soul_deploy.base import errors, pixel_rule
+from soul_deploy.base import errors, pixel_rule, reduction
 from soul_deploy.frontend import (
     foreign,
     function_rules,
@@ -47,12 +47,31 @@ class Traced:
 
     returns: what forward is given and returns besides.
     constants: tensors of the graph that are not in the network's state dict, by name.
+    reduced: what its forward makes of the steps; None: it returns them all, or one at a time.
     """
 
     graph: SpikingGraph
     takes: tracer.Takes
     returns: stepped.Returns = stepped.NOTHING_MORE
     constants: Mapping[str, Tensor] = field(default_factory=dict)
+    reduced: reduction.OverTime | None = None
+
+    def scored(self, over_time: reduction.OverTime | None) -> "Traced":
+        """With class scores made by `over_time` of the steps that forward returns; None: as forward
+        makes them, or their mean. Raises UsageError for another way than forward's own.
+        """
+        if over_time is None or over_time == self.graph.readout.over_time:
+            return self
+        if not reduction.is_over_time(over_time):
+            valid = ", ".join(reduction.OVER_TIME)
+            raise errors.UsageError(f"over_time {over_time!r} given; valid: {valid}")
+        if self.reduced is not None:
+            raise errors.UsageError(
+                f"over_time {over_time} given, but the network's forward gives the "
+                f"{reduction.NAMES[self.reduced]}; leave over_time out, or return all steps"
+            )
+        readout = replace(self.graph.readout, over_time=over_time)
+        return replace(self, graph=self.graph.with_nodes({readout.name: readout}))
 
 
 def trace(network: nn.Module, input_shape: Shape, time_steps: int) -> SpikingGraph:
@@ -109,12 +128,12 @@ def _traced(
 ) -> Traced:
     graph, steps = builder.build(operations), builder.unrolled
     if steps is None:
-        return Traced(graph, takes, constants=builder.constants)
+        return Traced(graph, takes, constants=builder.constants, reduced=builder.reduced)
     old = steps.warn_of_kept(builder.modules)
     if old is not None:
         warnings.warn(old, stacklevel=2)
     by_step: tracer.Takes = "step" if steps.one_step else takes
-    return Traced(graph, by_step, steps.returns, builder.constants)
+    return Traced(graph, by_step, steps.returns, builder.constants, builder.reduced)
 
 
 def _likelier(
@@ -159,6 +178,7 @@ def from_torch(
     *,
     example: Tensor | None = None,
     input_kind: pixel_rule.InputKind = "images",
+    over_time: reduction.OverTime | None = None,
 ) -> Model:
     """The network with its weights, under the names that it has in `network`'s state dict.
 
@@ -172,16 +192,19 @@ def from_torch(
     input_kind   what the network is given: "images", whose uint8 pixels the runtime normalises as
                  the model's `info.normalization` says, or "counts", "spikes", "values", of which
                  numbers of any dtype are taken as they are
+    over_time    what the class scores are of the steps that the network returns, all at once or
+                 one at each call: their "mean", "sum", "last" or "max". None: the mean; where its
+                 own forward makes scores of the steps, those
 
-    The network is read, not changed. Its class scores are the mean over T of what it returns.
+    The network is read, not changed.
     Raises UnsupportedGraphError for what a graph cannot represent, UsageError for weights that are
-    not float32 or an unknown kind, ValidityError for an example of integers, VerificationError if
-    the graph's numbers differ from the module's.
+    not float32, an unknown kind or another `over_time` than forward's own, ValidityError for an
+    example of integers, VerificationError if the graph's numbers differ from the module's.
     """
     info = with_input_kind(ModelInfo(), input_kind)
     if example is not None:
         require_floats(example)
-    examined = examine(network, input_shape, time_steps, example)
+    examined = examine(network, input_shape, time_steps, example, over_time=over_time)
     name = f"{type(network).__module__}.{type(network).__qualname__}"
     return examined.model(info, {"model": name})
 
@@ -210,11 +233,16 @@ class Examined:
 
 
 def examine(
-    network: nn.Module, input_shape: Shape, time_steps: int, example: Tensor | None = None
+    network: nn.Module,
+    input_shape: Shape,
+    time_steps: int,
+    example: Tensor | None = None,
+    *,
+    over_time: reduction.OverTime | None = None,
 ) -> Examined:
     """Trace a network and compare it with its graph; raises as `from_torch`."""
     _check_weights(network)
-    traced = trace_with_input(network, input_shape, time_steps, example)
+    traced = trace_with_input(network, input_shape, time_steps, example).scored(over_time)
     if example is not None and traced.takes == "image" and example.dim() > len(input_shape) + 1:
         raise errors.UsageError(
             f"{type(network).__name__}: its forward takes images (B, ...), and the example of "

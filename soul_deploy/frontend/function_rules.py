@@ -1,7 +1,6 @@
 """Plain functions and tensor methods in a network's `forward`."""
 
 import operator
-from collections.abc import Callable
 from dataclasses import replace
 from math import prod
 from types import SimpleNamespace
@@ -11,12 +10,19 @@ import torch
 import torch.nn.functional as F
 from torch import fx
 
-from soul_deploy.base.errors import UnsupportedGraphError
-from soul_deploy.frontend import module_kinds, scaled_by, stepped, tracer, unrolled
+from soul_deploy.frontend import module_kinds, reduced, scaled_by, stepped, time_rules, tracer
 from soul_deploy.frontend.graph_builder import GraphBuilder
+from soul_deploy.frontend.operations import (
+    Handler,
+    argument_of,
+    fresh_name,
+    sides_given,
+    source_of,
+    unknown,
+)
 from soul_deploy.frontend.sizes import fits
-from soul_deploy.frontend.traced_value import ShowsImageError, TracedValue, told
-from soul_deploy.ir import AdaptiveAvgPool, Flatten
+from soul_deploy.frontend.traced_value import TracedValue, told
+from soul_deploy.ir import Flatten
 
 
 def handle(builder: GraphBuilder, node: fx.Node) -> None:
@@ -29,43 +35,22 @@ def handle(builder: GraphBuilder, node: fx.Node) -> None:
     handler(builder, node)
 
 
-def _unknown(builder: GraphBuilder, node: fx.Node, why: str = "") -> UnsupportedGraphError:
-    shown = ", ".join([*map(str, node.args), *(f"{k}={v}" for k, v in node.kwargs.items())])
-    return builder.unsupported(node, f"operation {told(node)}({shown})" + (why and f" ({why})"))
-
-
-def _argument(node: fx.Node, position: int, name: str, default: Any = None) -> Any:
-    return node.args[position] if len(node.args) > position else node.kwargs.get(name, default)
-
-
-def _source(builder: GraphBuilder, node: fx.Node) -> TracedValue:
-    return builder.value(node, _argument(node, 0, "input"))
-
-
 def _add(builder: GraphBuilder, node: fx.Node) -> None:
     if node.kwargs or len(node.args) != 2:
-        raise _unknown(builder, node)
+        raise unknown(builder, node)
     terms = [a for a in node.args if not (isinstance(a, int | float) and a == 0)]
     values = [builder.value(node, argument) for argument in terms]
     if len(values) == 1:  # 0 + x, as sum() and loops begin
         builder.values[node] = values[0]
         return
-    builder.merge(node, _fresh(builder, node, "add"), "add", values)
-
-
-def _fresh(builder: GraphBuilder, node: fx.Node, stem: str) -> str:
-    """A name for an operation without a module: that of the module whose forward it is in."""
-    path = tracer.owner_of(node)
-    name = f"{path}.{stem}" if path else stem
-    taken = name in builder.nodes or name in builder.modules
-    return f"{name}_{len(builder.nodes)}" if taken else name
+    builder.merge(node, fresh_name(builder, node, "add"), "add", values)
 
 
 def _subtract(builder: GraphBuilder, node: fx.Node) -> None:
     """1 - y, the one subtraction there is: half of IAND."""
     one, argument = (*node.args, None, None)[:2]
     if isinstance(one, fx.Node) or one != 1:
-        raise _unknown(builder, node)
+        raise unknown(builder, node)
     builder.values[node] = replace(builder.value(node, argument), inverse=True)
 
 
@@ -74,13 +59,13 @@ def _multiply(builder: GraphBuilder, node: fx.Node) -> None:
         return
     found = [builder.values.get(a) if isinstance(a, fx.Node) else None for a in node.args]
     if len(found) != 2 or None in found or node.kwargs:
-        raise _unknown(builder, node)
+        raise unknown(builder, node)
     plain = [value for value in found if value is not None and not value.inverse]
     inverted = [replace(v, inverse=False) for v in found if v is not None and v.inverse]
     if not plain:
-        raise _unknown(builder, node)
+        raise unknown(builder, node)
     function = "iand" if inverted else "and"
-    builder.merge(node, _fresh(builder, node, function), function, [*plain, *inverted])
+    builder.merge(node, fresh_name(builder, node, function), function, [*plain, *inverted])
 
 
 def _by_constant(builder: GraphBuilder, node: fx.Node) -> bool:
@@ -92,44 +77,44 @@ def _by_constant(builder: GraphBuilder, node: fx.Node) -> bool:
         tensor = isinstance(other, fx.Node) and other.op == "get_attr"
         if isinstance(argument, fx.Node) and argument.op != "get_attr" and (number or tensor):
             constant = scaled_by.constant_of(builder, node, other)
-            scaled_by.add(builder, node, argument, constant, _fresh(builder, node, "scale"))
+            scaled_by.add(builder, node, argument, constant, fresh_name(builder, node, "scale"))
             return True
     return False
 
 
 def _divide(builder: GraphBuilder, node: fx.Node) -> None:
-    """x / c."""
-    argument, other = (*node.args, None, None)[:2]
-    if len(node.args) != 2 or node.kwargs or not isinstance(argument, fx.Node):
-        raise _unknown(builder, node)
+    """x / c. A sum over time divided by T is the mean."""
+    argument, other = argument_of(node, 0, "input"), argument_of(node, 1, "other")
+    if len(node.args) + len(node.kwargs) != 2 or not isinstance(argument, fx.Node):
+        raise unknown(builder, node)
     if argument.op == "get_attr" or not (isinstance(other, int | float | fx.Node) and other):
-        raise _unknown(builder, node)
+        raise unknown(builder, node)
     if isinstance(other, fx.Node) and other.op != "get_attr":
-        raise _unknown(builder, node)
+        raise unknown(builder, node)
+    source = builder.value(node, argument)
+    if source.reduced == "sum" and other == builder.time_steps:
+        builder.values[node] = replace(source, reduced="mean")
+        return
     constant = 1 / scaled_by.constant_of(builder, node, other)
-    scaled_by.add(builder, node, argument, constant, _fresh(builder, node, "scale"))
+    name = fresh_name(builder, node, "scale")
+    scaled_by.add(builder, node, argument, constant, name)
 
 
 def _negate(builder: GraphBuilder, node: fx.Node) -> None:
     constant = torch.tensor(-1.0, dtype=torch.float64)
-    scaled_by.add(builder, node, node.args[0], constant, _fresh(builder, node, "scale"))
+    scaled_by.add(builder, node, node.args[0], constant, fresh_name(builder, node, "scale"))
 
 
 def _flatten(builder: GraphBuilder, node: fx.Node) -> None:
-    start, end = _argument(node, 1, "start_dim", 0), _argument(node, 2, "end_dim", -1)
-    builder.flatten(node, _source(builder, node), _fresh(builder, node, "flatten"), start, end)
-
-
-def _sides(node: fx.Node, start: int = 1) -> tuple[Any, ...]:
-    """The sides that a call is given, one by one or as one tuple."""
-    sides = node.args[start:] or tuple(node.kwargs.values())
-    first = sides[0] if len(sides) == 1 else None
-    return tuple(first) if isinstance(first, (tuple, list)) else sides
+    start, end = argument_of(node, 1, "start_dim", 0), argument_of(node, 2, "end_dim", -1)
+    builder.flatten(
+        node, source_of(builder, node), fresh_name(builder, node, "flatten"), start, end
+    )
 
 
 def _view(builder: GraphBuilder, node: fx.Node) -> None:
     """Views that merge a value's own axes, or time and batch, or split these again."""
-    source, sides = _source(builder, node), _sides(node)
+    source, sides = source_of(builder, node), sides_given(node)
     shape = builder.shapes[source.name]
     for lead in (source.lead, 3 - source.lead):
         folded = lead == 1 and (source.folded or source.lead == 2)
@@ -140,23 +125,23 @@ def _view(builder: GraphBuilder, node: fx.Node) -> None:
             if fits(sides, builder.sides(after, target)):
                 _reshape(builder, node, after, flat=len(target) < len(shape))
                 return
-    raise _unknown(builder, node)
+    raise unknown(builder, node)
 
 
 def _reshape(builder: GraphBuilder, node: fx.Node, after: TracedValue, *, flat: bool) -> None:
     if not flat:
         builder.values[node] = after
         return
-    name = _fresh(builder, node, "flatten")
+    name = fresh_name(builder, node, "flatten")
     builder.add(node, Flatten(name, (after.name,)), replace(after, name=name))
 
 
 def _unflatten(builder: GraphBuilder, node: fx.Node) -> None:
-    source, axis = _source(builder, node), _argument(node, 1, "dim")
+    source, axis = source_of(builder, node), argument_of(node, 1, "dim")
     after = replace(source, lead=2, folded=False)
-    sides = tuple(_argument(node, 2, "sizes") or _argument(node, 2, "unflattened_size", ()))
+    sides = tuple(argument_of(node, 2, "sizes") or argument_of(node, 2, "unflattened_size", ()))
     if axis != 0 or not source.folded or not fits(sides, builder.sides(after, ())):
-        raise _unknown(builder, node)
+        raise unknown(builder, node)
     builder.values[node] = after
 
 
@@ -164,155 +149,44 @@ def _permute(builder: GraphBuilder, node: fx.Node) -> None:
     """Axes in another order, which only a permutation back makes usable again."""
     source = builder.values.get(node.args[0]) if isinstance(node.args[0], fx.Node) else None
     if source is None:
-        raise _unknown(builder, node)
+        raise unknown(builder, node)
     rank = source.lead + len(builder.shapes[source.name])
     axes = list(range(rank))
-    dims = _sides(node)
+    dims = sides_given(node)
     if not all(isinstance(axis, int) and -rank <= axis < rank for axis in dims):
-        raise _unknown(builder, node)
+        raise unknown(builder, node)
     if told(node) == "permute":
         axes = [axis % rank for axis in dims]
     elif len(dims) == 2:
         first, second = (axis % rank for axis in dims)
         axes[first], axes[second] = second, first
     if sorted(axes) != list(range(rank)):
-        raise _unknown(builder, node)
+        raise unknown(builder, node)
     before = source.order or tuple(range(rank))
     order = tuple(before[axis] for axis in axes)
     builder.values[node] = replace(source, order=() if order == tuple(range(rank)) else order)
 
 
-def _mean(builder: GraphBuilder, node: fx.Node) -> None:
-    source, axes = _source(builder, node), _argument(node, 1, "dim")
-    if axes is None:
-        raise _unknown(builder, node)
-    shape = builder.shapes[source.name]
-    rank = source.lead + len(shape)
-    wanted = {axis % rank for axis in ((axes,) if isinstance(axes, int) else axes)}
-    time = {0} & wanted if source.lead == 2 else set()
-    space, keep = wanted - time, _argument(node, 2, "keepdim", False)
-    whole = not space or (space == {rank - 2, rank - 1} and len(shape) == 3)
-    if not whole or (time and keep):
-        raise _unknown(builder, node)
-    after = replace(source, lead=1, mean=True) if time else source
-    builder.values[node] = after
-    if space:
-        pool, flat = _fresh(builder, node, "mean"), _fresh(builder, node, "flatten")
-        made = AdaptiveAvgPool(pool, (source.name,), (1, 1))
-        builder.add(node, made, replace(after, name=pool))
-        if not keep:
-            builder.add(node, Flatten(flat, (pool,)), replace(after, name=flat))
-
-
 def _adaptive(builder: GraphBuilder, node: fx.Node) -> None:
-    source = _source(builder, node)
-    name = _fresh(builder, node, "adaptive_avg_pool2d")
-    size = _argument(node, 1, "output_size")
+    source = source_of(builder, node)
+    name = fresh_name(builder, node, "adaptive_avg_pool2d")
+    size = argument_of(node, 1, "output_size")
+    reduced.require_largest_last(builder, node, "adaptive_avg_pool2d", source)
     made = module_kinds.adaptive_pool(name, (source.name,), size)
     builder.add(node, made, replace(source, name=name))
 
 
 def _dropout(builder: GraphBuilder, node: fx.Node) -> None:
-    if _argument(node, 2, "training", True) is not False:
+    if argument_of(node, 2, "training", True) is not False:
         raise builder.unsupported(node, "dropout that is on in evaluation (training=True)")
-    builder.values[node] = _source(builder, node)
-
-
-def _unsqueeze(builder: GraphBuilder, node: fx.Node) -> None:
-    """An image gets a time axis of length 1, which `repeat` or `expand` makes T."""
-    source, axis = _source(builder, node), _argument(node, 1, "dim")
-    if axis != 0:
-        raise _unknown(builder, node)
-    builder.values[node] = _with_time(builder, node, source)
-
-
-def _with_time(builder: GraphBuilder, node: fx.Node, image: TracedValue) -> TracedValue:
-    if image.folded or image.mean:
-        raise _unknown(builder, node)
-    if image.lead != 1:
-        raise ShowsImageError(str(_unknown(builder, node)))
-    return replace(image, lead=2, once=True)
-
-
-def _repeat(builder: GraphBuilder, node: fx.Node) -> None:
-    source, sides = _source(builder, node), _sides(node)
-    shape = builder.shapes[source.name]
-    if len(sides) == source.lead + len(shape) + 1:
-        source = _with_time(builder, node, source)  # an axis more is put in front
-    whole = builder.sides(source, shape)
-    rest = (1,) * (len(whole) - 1) if node.target == "repeat" else whole[1:]
-    same = len(sides) == len(whole) and all(
-        fits((given,), (side,)) for given, side in zip(sides[1:], rest, strict=True)
-    )
-    if source.lead == 2 and not source.once:
-        raise ShowsImageError(str(_unknown(builder, node)))
-    if not source.once or not same or (node.target == "repeat" and -1 in sides[1:]):
-        raise _unknown(builder, node)
-    _require_all_steps(builder, node, sides[0])
-    builder.values[node] = replace(source, once=False)
-
-
-def _attribute(builder: GraphBuilder, node: fx.Node) -> None:
-    raise _unknown(builder, node)
-
-
-def _part(builder: GraphBuilder, node: fx.Node) -> None:
-    """A step or a channel taken out; `x[None]` puts a time axis in front."""
-    if node.args[1:] == (None,):
-        builder.values[node] = _with_time(builder, node, _source(builder, node))
-        return
-    if builder.unrolled is not None and node.target is operator.getitem:
-        _one_step(builder, node)
-        return
-    raise _unknown(builder, node, "a part of a tensor; loops over time belong outside the network")
-
-
-def _one_step(builder: GraphBuilder, node: fx.Node) -> None:
-    """x[t] in a loop over time."""
-    source, place = _source(builder, node), node.args[1]
-    steps = builder.time_steps
-    inside = type(place) is int and -steps <= place < steps
-    if source.lead != 2 or source.once or not isinstance(place, int) or not inside:
-        raise _unknown(builder, node, "of tensors, steps x[t] of a sequence alone are taken out")
-    builder.values[node] = replace(source, lead=1, step=place % steps)
-
-
-def _stack(builder: GraphBuilder, node: fx.Node) -> None:
-    """An image T times."""
-    images, axis = _argument(node, 0, "tensors"), _argument(node, 1, "dim", 0)
-    if builder.unrolled is not None and axis == 0 and isinstance(images, list | tuple):
-        whole = builder.unrolled.stacked(builder, node, images)
-        if whole is not None:
-            builder.values[node] = whole
-            return
-    alike = isinstance(images, list | tuple) and all(image is images[0] for image in images)
-    if axis != 0 or not images or not alike:
-        raise _unknown(builder, node, "loops over time belong outside the network")
-    source = builder.value(node, images[0])
-    _require_all_steps(builder, node, len(images))
-    builder.values[node] = replace(_with_time(builder, node, source), once=False)
-
-
-def _require_all_steps(builder: GraphBuilder, node: fx.Node, times: Any) -> None:
-    builder.repeated = True
-    if not isinstance(times, int) or times != builder.time_steps:
-        raise builder.unsupported(
-            node, f"an image repeated {times} times with time_steps = {builder.time_steps}"
-        )
-
-
-def _at_rest(builder: GraphBuilder, node: fx.Node) -> None:
-    """The membrane that a neuron's first step begins with."""
-    name, state = map(str, node.args or ("", ""))
-    builder.values[node] = TracedValue(name, 1, step=unrolled.BEFORE, membrane=state or "any")
+    builder.values[node] = source_of(builder, node)
 
 
 def _max_pool(builder: GraphBuilder, node: fx.Node) -> None:
-    window = {name: _argument(node, 1 + i, name, usual) for i, (name, usual) in enumerate(WINDOW)}
+    window = {name: argument_of(node, 1 + i, name, usual) for i, (name, usual) in enumerate(WINDOW)}
     settings = SimpleNamespace(**{**window, "stride": window["stride"] or window["kernel_size"]})
-    source, name = _source(builder, node), _fresh(builder, node, "max_pool2d")
-    if source.mean:
-        raise builder.unsupported(node, "max_pool2d after the mean over time")
+    source, name = source_of(builder, node), fresh_name(builder, node, "max_pool2d")
+    reduced.check_not(builder, node, "max_pool2d", source)
     made = module_kinds.CONVERTERS["MaxPool2d"](name, (source.name,), settings)
     builder.add(node, made, replace(source, name=name))
     if settings.ceil_mode:
@@ -330,24 +204,12 @@ def _same(builder: GraphBuilder, node: fx.Node) -> None:
     """A copy; also of membranes, which training code detaches between steps, and of axes in another
     order.
     """
-    given = _argument(node, 0, "input")
+    given = argument_of(node, 0, "input")
     source = builder.values.get(given) if isinstance(given, fx.Node) else None
     kept = source is not None and (source.membrane or source.order)
-    builder.values[node] = source if source is not None and kept else _source(builder, node)
+    builder.values[node] = source if source is not None and kept else source_of(builder, node)
 
 
-def _fold(builder: GraphBuilder, node: fx.Node) -> None:
-    source = _source(builder, node)
-    if source.lead != 2:
-        raise builder.unsupported(node, "a container of whole sequences on one step (B, ...)")
-    builder.values[node] = replace(source, lead=1, folded=node.target is tracer.fold_time)
-
-
-def _unfold(builder: GraphBuilder, node: fx.Node) -> None:
-    builder.values[node] = replace(_source(builder, node), lead=2, folded=False)
-
-
-Handler = Callable[[GraphBuilder, fx.Node], None]
 HANDLERS: dict[Any, Handler] = {
     **dict.fromkeys((operator.add, operator.iadd, torch.add, "add", "add_"), _add),
     **dict.fromkeys((operator.sub, operator.isub, torch.sub), _subtract),
@@ -359,17 +221,22 @@ HANDLERS: dict[Any, Handler] = {
     **dict.fromkeys((torch.unflatten, "unflatten"), _unflatten),
     **dict.fromkeys((torch.permute, "permute", torch.transpose, "transpose"), _permute),
     **dict.fromkeys((torch.swapaxes, "swapaxes", torch.swapdims, "swapdims"), _permute),
-    **dict.fromkeys((torch.mean, "mean"), _mean),
-    **dict.fromkeys((torch.unsqueeze, "unsqueeze"), _unsqueeze),
-    **dict.fromkeys(("repeat", "expand"), _repeat),
-    torch.stack: _stack,
-    **dict.fromkeys((operator.getitem, "select", "unbind", torch.unbind), _part),
-    **dict.fromkeys((tracer.fold_time, tracer.each_step), _fold),
-    tracer.whole_sequence: _unfold,
-    getattr: _attribute,
+    **dict.fromkeys((torch.mean, "mean"), time_rules.mean),
+    **dict.fromkeys((torch.sum, "sum"), time_rules.over_time("sum")),
+    **dict.fromkeys((torch.amax, "amax"), time_rules.over_time("max")),
+    **dict.fromkeys((torch.max, "max"), time_rules.over_time("max", pair=True)),
+    **dict.fromkeys((torch.unsqueeze, "unsqueeze"), time_rules.unsqueeze),
+    **dict.fromkeys(("repeat", "expand"), time_rules.repeat),
+    torch.stack: time_rules.stack,
+    operator.getitem: time_rules.part,
+    **dict.fromkeys(("unbind", torch.unbind), time_rules.unbind),
+    **dict.fromkeys((torch.select, "select"), time_rules.select),
+    **dict.fromkeys((tracer.fold_time, tracer.each_step), time_rules.fold),
+    tracer.whole_sequence: time_rules.unfold,
+    getattr: time_rules.attribute,
     F.adaptive_avg_pool2d: _adaptive,
     F.dropout: _dropout,
     **dict.fromkeys((F.max_pool2d, torch.max_pool2d), _max_pool),
-    **dict.fromkeys((stepped.rest, stepped.kept), _at_rest),
+    **dict.fromkeys((stepped.rest, stepped.kept), time_rules.at_rest),
     **dict.fromkeys(("contiguous", "detach"), _same),
 }

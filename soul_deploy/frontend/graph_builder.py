@@ -13,8 +13,17 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from soul_deploy import ir
+from soul_deploy.base import reduction
 from soul_deploy.base.errors import NetworkWarning, UnsupportedGraphError, UsageError
-from soul_deploy.frontend import module_kinds, pooled_scales, stepped, tracer, unrolled
+from soul_deploy.frontend import (
+    module_kinds,
+    pooled_scales,
+    reduced,
+    scaled_by,
+    stepped,
+    tracer,
+    unrolled,
+)
 from soul_deploy.frontend.sizes import BatchSize, Side
 from soul_deploy.frontend.spiking_nodes import check_place
 from soul_deploy.frontend.traced_value import ShowsImageError, TracedValue, told
@@ -44,6 +53,7 @@ class GraphBuilder:
         by_steps = any(map(stepped.is_stepped, self.modules.values()))
         self.unrolled = unrolled.Unrolled() if by_steps else None
         self.constants: dict[str, Tensor] = {}  # of the graph, not the network's own tensors
+        self.reduced: reduction.OverTime | None = None  # what forward makes of the steps
         self._functions = functions
         self._followed: set[fx.Node] = set()
         self._last: fx.Node | None = None
@@ -123,6 +133,7 @@ class GraphBuilder:
         if made is None or source is None:
             return None
         viewed = self.nodes[made.name].reshapes and made.name != source.name
+        viewed |= made.lead < source.lead and (made.reduced == "last" or made.step is not None)
         unchanged = made == replace(source, lead=made.lead, folded=made.folded, order=made.order)
         return sources[0] if viewed or (unchanged and node.target != "repeat") else None
 
@@ -193,17 +204,15 @@ class GraphBuilder:
     def _add_converted(
         self, node: fx.Node, path: str, kind: str, module: Any, source: TracedValue
     ) -> None:
-        if source.mean and kind in ("MaxPool2d", "RateReadout", "VoteReadout"):
-            raise self.unsupported(node, f"module {path!r} ({kind}) after the mean over time")
+        reduced.check_module(self, node, path, module, source)
         check_place(path, module, self.shapes[source.name], self.time_steps)
-        if kind == "ChannelVoltageScaler":
-            self._check_channels(node, path, module, source)
+        scaled_by.check_channels(self, node, path, module, source)
         converted = module_kinds.CONVERTERS[kind](path, (source.name,), module)
         after = replace(source, name=path)
         if converted.fires:
             after = self._fire(node, path, module, source)
         elif kind in ("RateReadout", "VoteReadout"):
-            after = TracedValue(path, 1, mean=True)
+            after = TracedValue(path, 1, reduced=module.over_time)
         self.add(node, converted, after)
         if isinstance(converted, ir.Population) and converted.neuron.unit != 1:
             unit = ir.Scale(f"{path}.unit", (path,), converted.neuron.unit)
@@ -211,21 +220,8 @@ class GraphBuilder:
         if getattr(module, "ceil_mode", False):
             module_kinds.check_ceil_mode(converted, self.shapes[source.name])
 
-    def _check_channels(self, node: fx.Node, path: str, module: Any, source: TracedValue) -> None:
-        lead = 1 if module_kinds.step_mode(module) == "m" else source.lead
-        rank = lead + len(self.shapes[source.name])
-        axis = module.channel_dim % rank
-        if module.scale.dim() and axis != lead:
-            raise self.unsupported(
-                node, f"module {path!r}, which scales along axis {axis}; channels are axis {lead},"
-            )
-
     def _fire(self, node: fx.Node, path: str, module: Any, source: TracedValue) -> TracedValue:
-        if source.folded or source.mean:
-            what = "with time folded into the batch" if source.folded else "after the mean over T"
-            raise self.unsupported(
-                node, f"neuron {path!r} {what} (its state runs along time), which"
-            )
+        reduced.check_neuron(self, node, path, source)
         if source.once and self.time_steps != 1:
             raise self.unsupported(
                 node, f"neuron {path!r} on one step with time_steps = {self.time_steps}"
@@ -246,8 +242,7 @@ class GraphBuilder:
             raise self.unsupported(
                 node, f"batch norm {path!r} without affine parameters or running statistics"
             )
-        if source.mean:
-            raise self.unsupported(node, f"batch norm {path!r} after the mean over time")
+        reduced.check_not(self, node, f"batch norm {path!r}", source)
         normed = self.nodes[source.name].with_norm(norm)
         if normed is None:  # of its own: before a projection, or behind a pooling
             made = ir.ChannelNorm(path, (source.name,), norm)
@@ -262,6 +257,7 @@ class GraphBuilder:
         return self.unsupported(node, what)
 
     def _vote(self, node: fx.Node, path: str, module: Any, source: TracedValue) -> None:
+        reduced.require_largest_last(self, node, f"module {path!r} (VotingLayer)", source)
         (neurons, *rest) = self.shapes[source.name]
         if rest or neurons % module.voting_size:
             raise self.unsupported(
@@ -273,8 +269,9 @@ class GraphBuilder:
 
     def merge(self, node: fx.Node, name: str, function: Any, values: list[TracedValue]) -> None:
         """Element by element; a branch without time is the same at every step."""
-        if any(value.mean or value.inverse for value in values):
-            raise self.unsupported(node, f"{name!r} of values averaged over time or inverted")
+        if any(value.reduced or value.inverse for value in values):
+            text = f"{name!r} of values averaged, summed or picked over time, or inverted"
+            raise self.unsupported(node, text)
         if len({value.folded for value in values}) > 1:
             raise self.unsupported(node, f"{name!r} of a sequence and a folded one")
         lead = max(value.lead for value in values)
@@ -324,6 +321,8 @@ class GraphBuilder:
         if value is not None and value.membrane:
             what = f"the membrane of {value.name!r} outside its neuron, which only spikes leave,"
             raise self.unsupported(node, what)
+        if value is not None and value.pair:
+            raise self.unsupported(argument, "max without .values, and the places of the maximum,")
         if value is None or value.inverse or value.order:
             what = "1 - x outside x * (1 - y)" if value else "a constant or a second input"
             if value is not None and value.order:
@@ -354,7 +353,9 @@ class GraphBuilder:
         for norm in self._normed:
             if len(norm.all_input_nodes[0].users) != 1:
                 raise self._misplaced_norm(norm)
-        readout = self._readout(node, self._returned(node).name)
+        value = self._returned(node)
+        self.reduced = value.reduced
+        readout = replace(self._readout(node, value.name), over_time=value.reduced or "mean")
         needed, earlier = {*readout.inputs}, self.nodes.items()
         for name, made in reversed(earlier):
             if name in needed:

@@ -333,10 +333,10 @@ def _population(path: str, inputs: tuple[str, ...], module: Any) -> ir.Node:
 
 CONVERTERS: dict[str, Callable[[str, tuple[str, ...], Any], ir.Node]] = {
     "RateReadout": lambda path, inputs, module: ir.Readout(
-        path, inputs, module.out_features, True, module.bias is not None
+        path, inputs, module.out_features, True, module.bias is not None, 1, module.over_time
     ),
     "VoteReadout": lambda path, inputs, module: ir.Readout(
-        path, inputs, module.classes, False, False, module.votes
+        path, inputs, module.classes, False, False, module.votes, module.over_time
     ),
     "SpikingNeuron": _population,
     **dict.fromkeys(

@@ -16,6 +16,7 @@ from soul_deploy.base import brief
 from soul_deploy.frontend import module_kinds, stepped, tracer
 from soul_deploy.ir import SpikingGraph
 from soul_deploy.nn.graph_module import GraphModule
+from soul_deploy.nn.layers import over_steps
 from soul_deploy.nn.neuron import SpikingNeuron
 
 SMALLEST_SCALE = 1e-3  # of the threshold: what smaller currents and membranes are measured against
@@ -91,7 +92,7 @@ def run_own(
             scores = scores_of(x.unsqueeze(0).expand(steps, *x.shape))
         else:
             scores = scores_of(x)
-    scores = scores.mean(0) if scores.dim() == 3 else scores
+    scores = over_steps(scores, graph.readout.over_time) if scores.dim() == 3 else scores
     traces = {name: ear.trace() for name, ear in heard.items() if ear.spikes}
     return TracedRun(traces, scores.cpu())
 
@@ -152,7 +153,7 @@ def _hooks(ear: _Ear) -> tuple[Callable[..., None], Callable[..., None]]:
     def after(module: nn.Module, inputs: Any, output: Any) -> None:
         one = module_kinds.step_mode(module) == "s" or stepped.is_stepped(module)
         fired: Tensor = output[0] if isinstance(output, tuple) else output
-        spikes, current = fired.detach().clone(), taken.pop()
+        spikes, current = _sent(module, fired.detach().clone()), taken.pop()
         spikes = spikes.unsqueeze(0) if one else spikes
         ear.spikes.append(spikes)
         ear.membranes.append(_membrane(module, current))
@@ -160,6 +161,12 @@ def _hooks(ear: _Ear) -> tuple[Callable[..., None], Callable[..., None]]:
 
     taken: list[Tensor] = []
     return before, after
+
+
+def _sent(module: Any, given: Tensor) -> Tensor:
+    """What a population sends, whole numbers, where its module gives fractions."""
+    unit = module.spec.unit if isinstance(module, SpikingNeuron) else 1.0
+    return given if unit == 1 else (given / unit).round()
 
 
 def _membrane(module: Any, current: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import fx
 
+from soul_deploy.base import reduction
 from soul_deploy.base.errors import UnsupportedGraphError
 
 
@@ -16,7 +17,8 @@ class TracedValue:
     lead     leading axes: 2 for (T, B, ...), 1 for (B, ...)
     folded   lead 1 because T and B were merged into one axis
     once     its time axis has length 1, until it is repeated
-    mean     averaged over time
+    reduced  what was made of the steps: their mean, sum, last or maximum; None: nothing yet
+    pair     what `max` over an axis gives: the values and their places
     inverse  1 - the node's value
     step     of a forward that loops over time: which step's value it is; None: the same at all
     membrane which state of the population it is (mem, syn); None: its spikes
@@ -27,7 +29,8 @@ class TracedValue:
     lead: int
     folded: bool = False
     once: bool = False
-    mean: bool = False
+    reduced: reduction.OverTime | None = None
+    pair: bool = False
     inverse: bool = False
     step: int | None = None
     membrane: str | None = None

@@ -35,8 +35,9 @@ SUPPORTED = (
     "SpikingJelly's layers of these names and its MultiStepContainer, SeqToANNContainer, "
     "VotingLayer; in forward: +, x * y and x * (1 - y) of spikes, x * c and x / c by constants, "
     "flatten and views that only merge axes, permute and back, the mean over time or space, "
-    "adaptive_avg_pool2d, max_pool2d, unsqueeze(0) and repeat over time; with snnTorch's neurons "
-    "loops over time, x[t], and torch.stack of all steps"
+    "the sum, the maximum or the last step of time, adaptive_avg_pool2d, max_pool2d, unsqueeze(0) "
+    "and repeat over time; with snnTorch's neurons loops over time, x[t], and torch.stack of all "
+    "steps"
 )
 Takes = Literal["image", "sequence", "step"]
 _FRAME = re.compile(r'File "(.*)", line (\d+), in \S+\n\s*(.*)')

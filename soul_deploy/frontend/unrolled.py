@@ -19,7 +19,7 @@ import torch
 from torch import fx
 
 from soul_deploy.base.errors import NetworkWarning
-from soul_deploy.frontend import module_kinds, stepped
+from soul_deploy.frontend import module_kinds, reduced, stepped
 
 if TYPE_CHECKING:
     from soul_deploy.frontend.graph_builder import GraphBuilder
@@ -145,9 +145,7 @@ class Unrolled:
                 f"neuron {str(node.target)!r} with a whole sequence (T, B, ...): it is called once "
                 "a step, which",
             )
-        if current.folded or current.mean:
-            what = "with time folded into the batch" if current.folded else "after the mean over T"
-            raise builder.unsupported(node, f"neuron {str(node.target)!r} {what}, which")
+        reduced.check_neuron(builder, node, str(node.target), current)
         if current.step not in (None, step):
             raise builder.unsupported(
                 node,
@@ -222,7 +220,21 @@ class Unrolled:
         self.returns = self._handed_on(builder, node, values, spikes[0])
         self._check_calls(builder, node, values[spikes[0]])
         self._check_norms(builder)
-        return values[spikes[0]]
+        return self._scores(builder, node, values[spikes[0]])
+
+    def _scores(
+        self, builder: "GraphBuilder", node: fx.Node, scores: "TracedValue"
+    ) -> "TracedValue":
+        """Class scores; the value of the last step of a loop is a reduction over time."""
+        if self.one_step or scores.step is None:
+            return scores
+        if scores.step != builder.time_steps - 1:
+            raise builder.unsupported(
+                node,
+                f"a forward that returns {scores.name!r} of step {scores.step + 1} alone (return "
+                "that of the last step, or torch.stack of all steps)",
+            )
+        return replace(scores, step=None, reduced="last")
 
     def _handed_on(
         self, builder: "GraphBuilder", node: fx.Node, values: "Sequence[TracedValue]", scores: int
@@ -268,7 +280,7 @@ class Unrolled:
             told = ", ".join(f"{path!r} {count}" for path, count in self.calls.items())
             raise builder.unsupported(node, f"a forward whose neurons run unlike steps ({told})")
         (ran,) = counts or {steps}
-        self.one_step = ran == 1 and scores.lead == 1 and not scores.mean
+        self.one_step = ran == 1 and scores.lead == 1 and scores.reduced is None
         if self.one_step and steps > 1 and self.kept != self.calls.keys():
             path = next(path for path in self.calls if path not in self.kept)
             raise builder.unsupported(
@@ -279,12 +291,6 @@ class Unrolled:
         if not self.one_step and ran != steps:
             raise builder.unsupported(
                 node, f"a forward that runs {ran} steps with time_steps = {steps}"
-            )
-        if not self.one_step and scores.step is not None:
-            raise builder.unsupported(
-                node,
-                f"a forward that returns {scores.name!r} of step {scores.step + 1} alone (return "
-                "torch.stack of all steps)",
             )
 
     def _check_norms(self, builder: "GraphBuilder") -> None:

@@ -24,7 +24,7 @@ from soul_deploy.ir.nodes import Input, Population, Projection, Readout
 from soul_deploy.runtime.format.validate import MAX_NEURONS
 
 NodeT = TypeVar("NodeT", bound=Node)
-SUBTRACT = "v_subtract"
+SUBTRACT, OVER_TIME = "v_subtract", "over_time"
 SETTINGS, TENSORS = "settings", "tensors"
 MAX_SIDE = 1 << 31
 UNREADABLE = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError)
@@ -244,6 +244,8 @@ def node_to_json(node: Node) -> dict[str, Any]:
                 elif name in value:
                     value[name] = dict(value[name])
         values[item.name] = list(value) if isinstance(value, tuple) else value
+    if values.get(OVER_TIME) == "mean":
+        del values[OVER_TIME]  # earlier versions know no other
     return values
 
 
@@ -261,7 +263,7 @@ def node_from_json(entry: Any, kind: type[NodeT]) -> NodeT:
     if not issubclass(cls, kind):
         raise ValueError(f"{kind.op} {cls.op!r}")
     known = {item.name for item in fields(cls)}
-    if set(values) != known:
+    if set(values) | (known & {OVER_TIME}) != known:
         raise ValueError(f"{cls.op}: fields {sorted(values)}, expected {sorted(known)}")
     for name, value in values.items():
         values[name] = _field_from_json(name, value)
@@ -270,7 +272,7 @@ def node_from_json(entry: Any, kind: type[NodeT]) -> NodeT:
     return cls(**values)
 
 
-TEXTS, TRUTHS = ("name", "function"), ("bias", "linear")
+TEXTS, TRUTHS = ("name", "function", OVER_TIME), ("bias", "linear")
 PAIRS = {"kernel": 1, "stride": 1, "padding": 0, "dilation": 1, "size": 1}  # and the least side
 
 

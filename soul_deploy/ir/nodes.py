@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
-from soul_deploy.base import brief
+from soul_deploy.base import brief, reduction
 from soul_deploy.base.errors import UsageError
 from soul_deploy.ir import channelwise, neurons, node, pools
 
@@ -300,13 +300,15 @@ class Scatter(node.Node):
 class Readout(node.Node):
     """Class scores from spikes: sum first, scale last.
 
-    Over time and space the spikes are summed to integers; `linear`, if any, weighs them; the
-    scale 1 / (T · H · W · votes) and the bias come last. Per step, T is 1.
+    Over space, and over time where scores are a mean or a sum, the spikes are summed to integers;
+    `linear`, if any, weighs them; the scale and the bias come last. Per step, T is 1.
 
-    classes  number of scores
-    linear   whether a weight (classes, C) is applied to the sums over space
-    bias     whether a bias (classes,) is added at the end
-    votes    without `linear`: neurons per class, averaged (6Conv2FC: 10)
+    classes    number of scores
+    linear     whether a weight (classes, C) is applied to the sums over space
+    bias       whether a bias (classes,) is added at the end
+    votes      without `linear`: neurons per class, averaged (6Conv2FC: 10)
+    over_time  what the scores of the steps become: their "mean", "sum", "last" or "max"
+               (soul_deploy/base/reduction.py has the order of operations)
     """
 
     op: ClassVar[str] = "readout"
@@ -315,6 +317,7 @@ class Readout(node.Node):
     linear: bool = True
     bias: bool = True
     votes: int = 1
+    over_time: reduction.OverTime = "mean"
 
     @property
     def weighs(self) -> bool:
@@ -333,6 +336,9 @@ class Readout(node.Node):
     def output_shape(self, inputs: Sequence[node.Shape]) -> node.Shape:
         if self.classes < 1 or self.votes < 1:
             raise UsageError(f"{self.name}: {self.classes} classes of {self.votes} votes")
+        if not reduction.is_over_time(self.over_time):
+            valid = ", ".join(reduction.OVER_TIME)
+            raise UsageError(f"{self.name}: over_time {self.over_time!r}; valid: {valid}")
         if not self.linear and inputs[0][0] != self.classes * self.votes:
             raise UsageError(
                 f"{self.name}: {inputs[0][0]} sums for {self.classes} classes of {self.votes} votes"
@@ -343,13 +349,15 @@ class Readout(node.Node):
         return self
 
     def divisor(self, shape: node.Shape, time_steps: int) -> int:
-        """T · H · W · votes for an input of `shape`."""
+        """H · W · votes for an input of `shape`, times T for a mean over time."""
         space = shape[1] * shape[2] if len(shape) == 3 else 1
-        return time_steps * space * self.votes
+        return reduction.divisor(self.over_time, time_steps) * space * self.votes
 
     def describe(self) -> str:
         kind = "linear head" if self.linear else f"vote of {self.votes} neurons a class"
-        return f"mean over time and space, {kind}, {self.classes} classes"
+        told = reduction.NAMES[self.over_time]
+        told = f"{told} and space" if self.over_time == "mean" else f"{told}, mean over space"
+        return f"{told}, {kind}, {self.classes} classes"
 
 
 OPS: dict[str, type[node.Node]] = {

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from soul_deploy import ir
-from soul_deploy.base import Array, brief, dispatch, errors
+from soul_deploy.base import Array, brief, dispatch, errors, reduction
 from soul_deploy.lowering import pool_windows
 from soul_deploy.lowering.fold_batch_norm import ChannelConstants, DeployedWeights
 
@@ -109,11 +109,12 @@ class MatrixOperator(Operator):
 @brief
 @dataclass(frozen=True)
 class ReadoutOperator(LinearOperator):
-    """Class scores from spikes summed over time: scale · (weight @ counts) + bias.
+    """Class scores from spikes counted over time or step by step: scale · (weight @ counts) + bias.
 
     `space`: the counts are summed over H and W first, so that weight is (classes, C); otherwise
     weight is (classes, n_in) on the channel-major flattened counts. Without weight, `votes`
-    neighbouring counts are summed per class.
+    neighbouring counts are summed per class. over_time: which steps are counted, and how often the
+    bias is added (soul_deploy/base/reduction.py).
     """
 
     weight: Array | None
@@ -122,6 +123,7 @@ class ReadoutOperator(LinearOperator):
     scale: float
     space: bool
     in_shape: ir.Shape
+    over_time: reduction.OverTime = "mean"
 
     @property
     def out_shape(self) -> ir.Shape:
@@ -131,6 +133,11 @@ class ReadoutOperator(LinearOperator):
     @property
     def readout(self) -> "ReadoutOperator":
         return self
+
+    @property
+    def counts_spikes(self) -> bool:
+        """Whether it weighs sums of spikes, over time or space; else the spikes themselves."""
+        return self.space or reduction.adds_steps(self.over_time)
 
     def targets(self, live: Array | None) -> int:
         """Votes are no synapses: without weight there are none. Scores are never masked."""
@@ -289,16 +296,12 @@ def _conv_behind_tiles(
     operator: ConvOperator, window: ir.Pair, in_shape: ir.Shape, name: str
 ) -> ConvOperator:
     """Each kernel weight spreads evenly over the window it pooled."""
-    (wh, ww), (dh, dw) = window, operator.dilation
-    out, inner, kh, kw = operator.weight.shape
-    height, width = dh * (kh - 1) + 1, dw * (kw - 1) + 1
-    _bounded(name, (out * inner, height * wh * width * ww))
-    spread = np.zeros((out, inner, height, wh, width, ww), np.float32)
-    share = operator.weight.astype(np.float64) / (wh * ww)
-    spread[:, :, ::dh, :, ::dw] = share[:, :, :, None, :, None]
+    (wh, ww), (out, inner, *kernel) = window, operator.weight.shape
+    spread = pool_windows.spread_kernel(tuple(kernel), window, operator.dilation)
+    _bounded(name, (out * inner, math.prod(spread)))
     return replace(
         operator,
-        weight=spread.reshape(out, inner, height * wh, width * ww),
+        weight=pool_windows.spread(operator.weight, window, operator.dilation),
         stride=(operator.stride[0] * wh, operator.stride[1] * ww),
         padding=(operator.padding[0] * wh, operator.padding[1] * ww),
         dilation=(1, 1),
@@ -349,38 +352,37 @@ def _matrix_behind_pool(
 
 
 def _lower_readout(
-    graph: ir.SpikingGraph,
-    folded: Mapping[str, DeployedWeights],
-    rescaling: Rescaling,
+    graph: ir.SpikingGraph, folded: Mapping[str, DeployedWeights], rescaling: Rescaling,
     between: list[ir.Node],
-) -> ReadoutOperator:
-    node = graph.readout
-    shape = graph.shapes[node.inputs[0]]
+) -> ReadoutOperator:  # fmt: skip
+    node, shape = graph.readout, graph.shapes[graph.readout.inputs[0]]
     scale = 1.0 / node.divisor(shape, graph.time_steps)
-    weight = folded[node.name].weight if node.linear else None
-    bias = folded[node.name].bias if node.linear else None
+    step = scale * reduction.divisor(node.over_time, graph.time_steps)
+    synapses = folded[node.name] if node.linear else None
+    weight, bias = (synapses.weight, synapses.bias) if synapses else (None, None)
+    space = len(shape) == 3
     if not between:
-        return ReadoutOperator(weight, node.votes, bias, scale, len(shape) == 3, shape)
+        return ReadoutOperator(weight, node.votes, bias, scale, space, shape, node.over_time)
     if weight is None:
         _bounded(node.name, (node.classes, node.classes * node.votes))
         weight = np.kron(np.eye(node.classes), np.ones(node.votes)).astype(np.float32)
     if all(pool.rescales for pool in between):  # sums over space stay sums over space
         plain = MatrixOperator(weight, None, shape[:1], (node.classes,))
         found = _behind_all(plain, graph, rescaling, between, node.name)
-        bias = _with_mean(bias, found.bias, scale * graph.time_steps * math.prod(shape[1:]))
-        return ReadoutOperator(found.weight, 1, bias, scale, len(shape) == 3, shape)
-    if len(shape) == 3:
+        bias = _with_shift(bias, found.bias, step * math.prod(shape[1:]))
+        return ReadoutOperator(found.weight, 1, bias, scale, space, shape, node.over_time)
+    if space:
         _bounded(node.name, (node.classes, math.prod(shape)))
         weight = np.repeat(weight, shape[1] * shape[2], axis=1)
     plain = MatrixOperator(weight, None, shape, (node.classes,))
     found = _behind_all(plain, graph, rescaling, between, node.name)
-    bias = _with_mean(bias, found.bias, scale * graph.time_steps)
+    bias = _with_shift(bias, found.bias, step)
     source = graph.shapes[between[-1].inputs[0]]
-    return ReadoutOperator(found.weight, 1, bias, scale, False, source)
+    return ReadoutOperator(found.weight, 1, bias, scale, False, source, node.over_time)
 
 
-def _with_mean(bias: Array | None, added: Array | None, share: float) -> Array | None:
-    """A readout's bias, and what a constant in front of it adds at every step: `share` of it."""
+def _with_shift(bias: Array | None, added: Array | None, share: float) -> Array | None:
+    """The bias of a step's scores, and what a constant in front adds to them: `share` of it."""
     if added is None:
         return bias
     before = 0.0 if bias is None else bias.astype(np.float64)

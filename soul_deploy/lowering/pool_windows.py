@@ -14,6 +14,24 @@ def even_window(node: ir.AdaptiveAvgPool, in_shape: ir.Shape) -> ir.Pair | None:
     return height // node.size[0], width // node.size[1]
 
 
+def spread_kernel(kernel: ir.Shape, window: ir.Pair, dilation: ir.Pair) -> ir.Pair:
+    """Height and width of a kernel that reads the inputs of a pooling instead of its outputs."""
+    height, width = (d * (k - 1) + 1 for k, d in zip(kernel, dilation, strict=True))
+    return height * window[0], width * window[1]
+
+
+def spread(weight: Array, window: ir.Pair, dilation: ir.Pair) -> Array:
+    """Weights (C_out, C_in, kh, kw) evenly over the windows that tile the map, float32, of
+    `spread_kernel`'s size.
+    """
+    (wh, ww), (dh, dw), (out, inner) = window, dilation, weight.shape[:2]
+    rows, columns = spread_kernel(weight.shape[2:], window, dilation)
+    found = np.zeros((out, inner, rows // wh, wh, columns // ww, ww), np.float32)
+    share = weight.astype(np.float64) / (wh * ww)
+    found[:, :, ::dh, :, ::dw] = share[:, :, :, None, :, None]
+    return found.reshape(out, inner, rows, columns)
+
+
 def window_rows(side: int, kernel: int, stride: int, padding: int) -> Array:
     """(count, side) float64: the share of each input in each window's mean along one axis."""
     count = (side + 2 * padding - kernel) // stride + 1

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from soul_deploy import ir
-from soul_deploy.base import brief, dispatch, errors
+from soul_deploy.base import brief, dispatch, errors, reduction
 from soul_deploy.nn import layers, operations
 from soul_deploy.nn.neuron import SpikingNeuron
 from soul_deploy.runtime.engine import inputs as given
@@ -113,7 +113,8 @@ class GraphModule(nn.Module):
     ) -> Tensor:
         """As `forward`, and `observe` sees every population after every step.
 
-        per_step: the class scores of each step, (T, B, classes), instead of their mean.
+        per_step: the class scores of each step, (T, B, classes), instead of the readout's mean,
+        sum, last or maximum of them.
         """
         readout = self.graph.readout
         if not per_step:
@@ -128,7 +129,7 @@ class GraphModule(nn.Module):
         return self.evaluate({self.graph.input.name: self.as_signal(x)}, wanted, observe)
 
     def per_step(self, x: Tensor) -> Tensor:
-        """Class scores of each step, (T, B, classes); their mean over T is `forward`."""
+        """Class scores of each step, (T, B, classes), of which the readout makes `forward`."""
         return self.forward_observed(x, None, per_step=True)
 
     @torch.no_grad()
@@ -219,15 +220,22 @@ class GraphModule(nn.Module):
         return None
 
     def _read(self, node: ir.Readout, spikes: Tensor, *, per_step: bool = False) -> Tensor:
-        steps = 1 if per_step else self.graph.time_steps
+        """Class scores (B, classes); or (T, B, classes), those of each step."""
+        weigh = partial(self._weigh_counts, node)
+        if per_step:
+            return weigh(layers.spike_counts(spikes, per_step=True), 1)
+        return layers.class_scores(spikes, node.over_time, weigh)
+
+    def _weigh_counts(self, node: ir.Readout, counts: Tensor, steps: int) -> Tensor:
+        """Scores (..., classes) of sums (..., C) over space and over `steps`."""
         scale = 1.0 / node.divisor(self.graph.shapes[node.inputs[0]], steps)
-        counts = layers.spike_counts(spikes, per_step=per_step)
         if not node.linear:
             return layers.vote_counts(counts, node.votes) * scale
         head = self.get_submodule(node.name)
         assert isinstance(head, nn.Linear)
         scores = counts @ head.weight.t() * scale
-        return scores if head.bias is None else scores + head.bias
+        times = reduction.biases(node.over_time, steps)
+        return scores if head.bias is None else scores + times * head.bias
 
 
 @dispatch.operation_table(ir.Node)

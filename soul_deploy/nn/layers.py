@@ -5,11 +5,13 @@ accepts a leading time axis: (T, B, C, H, W) is treated as T·B images. A networ
 runs in plain PyTorch and traces to a SpikingGraph.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import ClassVar
 
 from torch import Tensor, nn
 
+from soul_deploy.base import errors, reduction
 from soul_deploy.ir import MergeFunction
 
 
@@ -96,30 +98,84 @@ def spike_counts(spikes: Tensor, *, per_step: bool = False) -> Tensor:
     return spikes if per_step else spikes.sum(dim=0)
 
 
+def over_steps(scores: Tensor, over_time: reduction.OverTime) -> Tensor:
+    """Class scores (B, classes) of the scores of each step (T, B, classes)."""
+    if over_time == "last":
+        return scores[-1]
+    if over_time == "max":
+        return scores.amax(dim=0)
+    return scores.sum(dim=0) if over_time == "sum" else scores.mean(dim=0)
+
+
+def class_scores(
+    spikes: Tensor, over_time: reduction.OverTime, weigh: Callable[[Tensor, int], Tensor]
+) -> Tensor:
+    """Class scores (B, classes) of spikes (T, B, C, ...), as soul_deploy/base/reduction.py says.
+
+    weigh: the scores (..., classes) of counts (..., C) of so many steps.
+    """
+    if over_time == "max":
+        return weigh(spike_counts(spikes, per_step=True), 1).amax(dim=0)
+    read = spikes[-1:] if over_time == "last" else spikes
+    return weigh(spike_counts(read), len(read))
+
+
+def _space(spikes: Tensor) -> int:
+    """H · W of maps (T, B, C, H, W), 1 of vectors."""
+    return spikes.shape[3] * spikes.shape[4] if spikes.dim() == 5 else 1
+
+
+def _known(over_time: reduction.OverTime) -> reduction.OverTime:
+    errors.require_known("over_time", over_time, reduction.OVER_TIME)
+    return over_time
+
+
 class RateReadout(nn.Linear):
     """Soul's head: the mean over time and space, then linear; computed sum first, scale last.
 
-    (T, B, C, H, W) or (T, B, C) to class scores (B, classes).
+    (T, B, C, H, W) or (T, B, C) to class scores (B, classes). over_time: "sum", "last" or "max"
+    instead of the mean over time (soul_deploy/base/reduction.py).
     """
 
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        *,
+        over_time: reduction.OverTime = "mean",
+    ) -> None:
+        super().__init__(in_features, out_features, bias)
+        self.over_time = _known(over_time)
+
     def forward(self, input: Tensor) -> Tensor:
-        space = input.shape[3] * input.shape[4] if input.dim() == 5 else 1
-        scores = spike_counts(input) @ self.weight.t() * (1.0 / (len(input) * space))
-        return scores if self.bias is None else scores + self.bias
+        return class_scores(input, self.over_time, partial(self._weigh, _space(input)))
+
+    def _weigh(self, space: int, counts: Tensor, steps: int) -> Tensor:
+        divisor = reduction.divisor(self.over_time, steps) * space
+        scores = counts @ self.weight.t() * (1.0 / divisor)
+        times = reduction.biases(self.over_time, steps)
+        return scores if self.bias is None else scores + times * self.bias
 
 
 class VoteReadout(nn.Module):
     """Mean firing rate of `votes` output neurons a class: (T, B, classes·votes) to (B, classes).
 
-    The readout of 6Conv2FC (Shi et al., ICLR 2024, published code, models/cifar10.py).
+    The readout of 6Conv2FC (Shi et al., ICLR 2024, published code, models/cifar10.py). over_time:
+    "sum", "last" or "max" instead of the mean over time.
     """
 
-    def __init__(self, classes: int, votes: int) -> None:
+    def __init__(self, classes: int, votes: int, *, over_time: reduction.OverTime = "mean") -> None:
         super().__init__()
         self.classes, self.votes = classes, votes
+        self.over_time = _known(over_time)
 
     def forward(self, input: Tensor) -> Tensor:
-        return vote_counts(spike_counts(input), self.votes) * (1.0 / (len(input) * self.votes))
+        return class_scores(input, self.over_time, self._weigh)
+
+    def _weigh(self, counts: Tensor, steps: int) -> Tensor:
+        divisor = reduction.divisor(self.over_time, steps) * self.votes
+        return vote_counts(counts, self.votes) * (1.0 / divisor)
 
 
 def vote_counts(counts: Tensor, votes: int) -> Tensor:

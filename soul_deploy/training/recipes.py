@@ -38,7 +38,10 @@ class Row:
 T: Command = "train"
 S: Command = "prune structured"
 U: Command = "prune unstructured"
-READOUT = "by the readout: MSE for a vote, whose softmax is nearly flat; else cross-entropy"
+READOUT = (
+    "by the readout: MSE for a vote (no sum over time), whose softmax is nearly flat; else "
+    "cross-entropy"
+)
 BY_DATA = "by data set, see below"
 OWN = "by network: its source's own (6Conv2FC: Kaiming fan_out)"
 STEPS = "run, SP; SCA's script: times 0.1 every 100 epochs"

@@ -249,7 +249,7 @@ def backward(
     labels = share.own.labels.to(device)
     images = data.normalise(share.own.images).to(device)
     outputs = hooks.forward(module, images, share.weight, per_step=objective.tet)
-    loss, scores = objective.loss(outputs, labels)
+    loss, scores = objective.loss(outputs, labels, module.graph.readout.over_time)
     mean, right = share.whole(loss, scores, labels)
     if not math.isfinite(mean):
         raise errors.SoulDeployError(

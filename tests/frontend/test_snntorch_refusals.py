@@ -12,6 +12,15 @@ from soul_deploy import from_torch
 from soul_deploy.base.errors import UnsupportedGraphError, UsageError
 
 
+def step_changed_in_place(net: Any, x: Tensor, t: int, state: dict[str, Any]) -> Any:
+    """x[t] lies in the memory of x."""
+    if t == 0:
+        state["currents"] = net.fc1(torch.stack([x] * T))
+    current = state["currents"][t]
+    current *= 0.5
+    return first(net, state["currents"][t], state)
+
+
 def another_layer(net: Any, x: Tensor, t: int, state: dict[str, Any]) -> Any:
     return second(net, (net.fc2 if t < T - 1 else net.other)(first(net, net.fc1(x), state)), state)
 
@@ -105,6 +114,7 @@ def layered(net: Any, x: Tensor, t: int, state: dict[str, Any]) -> Any:
 OWN = "with another membrane than its own of the step before"
 REFUSED: list[tuple[Callable[..., Any], str]] = [
     (loop(another_layer), r"neuron 'lif2' called with 'other' at step 6 and with 'fc2' at step 1"),
+    (loop(step_changed_in_place), r"an operation in place \(imul\) on a value that getitem reads"),
     (loop(swapped), f"neuron 'lif2' {OWN}"),
     (loop(scaled), "'mul' of the membrane of 'lif1', which only spikes leave"),
     (loop(scaled_in_place), "'imul' of the membrane of 'lif1', which only spikes leave"),
@@ -122,7 +132,7 @@ REFUSED: list[tuple[Callable[..., Any], str]] = [
     (loop(constant_spikes), "'fc2' with a constant or a second input"),
     (loop(plain, lambda out: torch.stack(out[::-1])), r"6 steps put together \(steps 6, 5, 4, 3"),
     (loop(plain, lambda out: torch.stack(out[2:])), r"4 steps put together \(steps 3, 4, 5, 6\)"),
-    (loop(plain, lambda out: out[-1]), "returns 'lif1' of step 6 alone"),
+    (loop(plain, lambda out: out[-2]), "returns 'lif1' of step 5 alone"),
     (loop(plain, sum), "'add_1' of values of different steps"),
     (loop(its_membrane), "returns the membrane of 'lif1' as class scores"),
     (

@@ -1,9 +1,11 @@
 """SpikingJelly's other neurons: read exactly, spikes as its own, exported and verified."""
 
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from golden import NEURONS, golden, golden_names, metadata
@@ -13,12 +15,15 @@ from torch import Tensor, nn
 from soul_deploy import from_torch
 from soul_deploy.base.errors import NetworkWarning, UnsupportedGraphError
 from soul_deploy.export.event.build import export_event
+from soul_deploy.export.nir.write import export_nir
 from soul_deploy.export.onnx.model import export_onnx
 from soul_deploy.export.onnx.step import export_step
 from soul_deploy.export.verify.verify import verify
 from soul_deploy.frontend import spiking_nodes
 from soul_deploy.frontend.module_kinds import module_neuron_spec
 from soul_deploy.model.file import load, save
+from soul_deploy.prune.removal.apply import remove
+from soul_deploy.prune.removal.planner import plan_removal
 
 pytest.importorskip("spikingjelly", reason="`make` installs SpikingJelly for these tests")
 
@@ -72,7 +77,7 @@ def network_of(kind: str, mode: str = "m") -> tuple[nn.Module, Tensor]:
         norm.bias.uniform_(0, 1.5)
         norm.running_var.fill_(0.3)
         inner.weight.mul_(3)
-        inner.bias += 0.4
+        inner.bias += 0.8
     return network.eval(), torch.randn(STEPS, 3, 2, 6, 6)
 
 
@@ -124,6 +129,34 @@ def test_a_network_fires_as_in_spikingjelly_and_is_exported(kind: str, tmp_path:
     ):
         report = verify(model, tmp_path / name, given)
         assert report.passed, report.text()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_channels_are_removed_with_their_numbers(kind: str, tmp_path: Path) -> None:
+    """Channels that receive no current go; if they fire without one, they fire a stored pattern."""
+    network, x = network_of(kind)
+    model = from_torch(network, (2, 6, 6), STEPS, example=x)
+    keep = np.array([True, False, True, True, False, True])
+    model = replace(model, channel_masks={"2": keep})
+    compact = remove(model, plan_removal(model, residual="coupled"))
+    before, after = (m.module().record(x) for m in (model, compact))
+    (first, _) = compact.graph.populations
+    assert compact.graph.shapes[first.inputs[0]] == (4, 4, 4)
+    assert torch.equal(after.spikes["2"][:, :, :4], before.spikes["2"][:, :, keep])
+    torch.testing.assert_close(after.logits, before.logits, rtol=0, atol=1e-5)
+    export_event(compact, tmp_path / "net.event.safetensors")
+    export_onnx(compact, tmp_path / "net.onnx", input_mode="sequence")
+    for name in ("net.event.safetensors", "net.onnx"):
+        report = verify(compact, tmp_path / name, x)
+        assert report.passed, report.text()
+
+
+@pytest.mark.parametrize("kind", ["qif", "gated", "integer"])
+def test_nir_has_no_node_for_them(kind: str, tmp_path: Path) -> None:
+    network, x = network_of(kind)
+    model = from_torch(network, (2, 6, 6), STEPS, example=x)
+    with pytest.raises(UnsupportedGraphError, match="neuron; NIR has no node for it"):
+        export_nir(model, tmp_path / "net.nir")
 
 
 @pytest.mark.parametrize("kind", [k for k in KINDS if not k.startswith("gated")])

@@ -187,7 +187,9 @@ REFUSED: dict[str, tuple[Forward, str]] = {
     ),
     "constant": (lambda n, x: n.spikes(x + 1), r"'.*add.*' with a constant or a second input"),
     "step taken out": (lambda n, x: n.spikes(x)[0], r"operation getitem\(sn2, 0\)"),
-    "sum over time": (lambda n, x: n.spikes(x).sum(0), "operation sum"),
+    "sum over channels": (lambda n, x: n.spikes(x).sum(2), "operation sum"),
+    "the largest of two": (lambda n, x: torch.max(s := n.spikes(x), s), "operation max"),
+    "a list of steps": (lambda n, x: n.spikes(x).unbind(-1)[0], "operation unbind"),
     "batch flattened": (
         lambda n, x: n.spikes(x).flatten(1),
         r"flattening axes 1 to 4 of \(T, B, 4, 4, 4\)",
@@ -198,7 +200,7 @@ REFUSED: dict[str, tuple[Forward, str]] = {
     ),
     "neurons behind the mean": (
         lambda n, x: n.sn2(n.conv2(n.sn1(n.conv(x)).mean(0))),
-        r"neuron 'sn2' after the mean over T",
+        r"neuron 'sn2' after the mean over time",
     ),
     "pooling behind the mean": (
         lambda n, x: F.adaptive_avg_pool2d(layers.MaxPool2d(2)(n.spikes(x).mean(0)), 1),
@@ -224,7 +226,7 @@ REFUSED: dict[str, tuple[Forward, str]] = {
     ),
     "a rate and a spike": (
         lambda n, x: (s := n.spikes(x)) + s.mean(0),
-        r"'add' of values averaged over time or inverted",
+        r"'add' of values averaged, summed or picked over time, or inverted",
     ),
     "a view that mixes axes": (
         lambda n, x: n.spikes(x).view(3, 2, 8, 32),

@@ -21,6 +21,7 @@ from soul_deploy.analysis.measure import count
 from soul_deploy.analysis.synops import count_model
 from soul_deploy.base import Array
 from soul_deploy.base.errors import RemovalError, UnsupportedGraphError
+from soul_deploy.base.reduction import OVER_TIME, OverTime
 from soul_deploy.equivalence.verdict import Verdict
 from soul_deploy.export.event.build import build_event_network, export_event
 from soul_deploy.export.onnx.model import export_onnx
@@ -91,9 +92,11 @@ def equal_everywhere(model: Model, x: Tensor, *, exact: bool = True) -> str | No
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.booleans().flatmap(lambda dyadic: forms(dyadic=dyadic)))
-def test_drawn_networks_are_the_same_everywhere(spec: FormSpec) -> None:
+@given(st.booleans().flatmap(lambda dyadic: forms(dyadic=dyadic)), st.sampled_from(OVER_TIME))
+def test_drawn_networks_are_the_same_everywhere(spec: FormSpec, over_time: OverTime) -> None:
     model, x = form_model(spec), form_images(spec)
+    readout = replace(model.graph.readout, over_time=over_time)
+    model = replace(model, graph=model.graph.with_nodes({readout.name: readout}))
     try:
         found = equal_everywhere(model, x, exact=spec.dyadic)
     except UnsupportedGraphError as refused:  # neurons on spikes, a readout of currents

@@ -226,7 +226,7 @@ def test_a_file_that_lacks_what_its_neuron_has_learned_is_refused(neuron: str) -
     assert result.exit_code == 1 and f"{path}: lacks weights features.0.sn." in result.stderr
 
 
-@pytest.mark.parametrize("neuron", ["newlif"])
+@pytest.mark.parametrize("neuron", ["eif", "newlif"])
 @pytest.mark.parametrize("middle", ["cifar10_T4_2025", "cifar10_2099"])
 @pytest.mark.parametrize("asked", [[], ["--neuron_type", "lif"]])
 def test_another_neurons_file_is_refused(

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pytest
+from numba import njit
 
 import soul_deploy.runtime
 from soul_deploy.base import Array
@@ -105,6 +106,12 @@ def missing(kind: type) -> set[str]:
     }
 
 
+@njit
+def invert(source: Array, to: Array) -> None:
+    """to = 1 - source; kernels are compiled, since a program calls them without Python."""
+    to[...] = 1 - source
+
+
 @pytest.fixture
 def inverting() -> Iterator[None]:
     """Entries of the new layer, taken out again afterwards."""
@@ -115,8 +122,7 @@ def inverting() -> Iterator[None]:
 
     @map_region.on(Invert)
     def _(layer: Invert, sources: list[Array], out: Array, *, partitions: int) -> Any:
-        call = Call(lambda source, to: np.subtract(1, source, out=to), (sources[0], out))
-        return ((call,),)
+        return ((Call(invert, (sources[0], out)),),)
 
     @steps_of.on(Invert)
     def _(layer: Invert, held: Any, spikes: Any) -> dict[str, StepCounts]:

@@ -20,6 +20,7 @@ from soul_deploy.export.onnx.model import build_onnx, write_onnx
 from soul_deploy.export.onnx.nodes import spikes_name, value_name
 from soul_deploy.export.onnx.step import COUNTER_IN, COUNTER_OUT, build_step, states_of
 from soul_deploy.model.model import Model
+from soul_deploy.nn.layers import over_steps
 from soul_deploy.runtime.bench.signal_stack import kept_signal_stack
 
 CLOSE = 1e-4
@@ -92,14 +93,14 @@ class StepByStep(AllSteps):
 
     def run(self, images: Tensor) -> ExecutionRun:
         steps = self._steps(images)
-        scores = np.stack([found["logits"] for found in steps]).astype(np.float64).mean(axis=0)
+        scores = torch.from_numpy(np.stack([found["logits"] for found in steps])).double()
         values = {p.name: value_name(self.graph, p.name, "step") for p in self.graph.populations}
         spikes = {
             name: torch.from_numpy(np.stack([found[value] != 0 for found in steps]))
             for name, value in values.items()
             if value in steps[0]
         }
-        return ExecutionRun(spikes, torch.from_numpy(scores.astype(np.float32)))
+        return ExecutionRun(spikes, over_steps(scores, self.graph.readout.over_time).float())
 
     def _steps(self, images: Tensor) -> list[dict[str, Array]]:
         static = images.dim() == len(self.graph.input.shape) + 1

@@ -75,9 +75,8 @@ def _soul_spec(case: Golden) -> NeuronSpec:
         f["carry"] = 0 if case.name.startswith(f"{family}_asshipped") else 1
     if f["surrogate"] == "quant4":  # it sends quarters of 0 to 4, which the membrane loses too
         f |= {"top": 4, "norm": 4 * f["norm"], "v_threshold": f["v_threshold"] / 4}
-    named = f["surrogate"] in get_args(SurrogateName) and family != "ltmd"  # it has its own
-    name = f["surrogate"] if named else "rectangle"
-    surrogate: SurrogateName = name  # type: ignore[assignment]
+    known: tuple[SurrogateName, ...] = () if family == "ltmd" else get_args(SurrogateName)
+    surrogate: SurrogateName = next((n for n in known if n == f["surrogate"]), "rectangle")
     given = {name: f[name] for name in FIELDS if name in f}
     return NeuronSpec(
         family,

@@ -27,6 +27,7 @@ from residual import ResidualSpec, masked, residual_images, residual_model, resi
 from torch import Tensor
 
 from soul_deploy.base.errors import RemovalError, SoulDeployError
+from soul_deploy.base.reduction import OVER_TIME, OverTime
 from soul_deploy.equivalence.engines import compare
 from soul_deploy.equivalence.verdict import Verdict
 from soul_deploy.export.event.build import export_event
@@ -45,13 +46,16 @@ from soul_deploy.runtime.plan.forms import event_forms, possible_forms
 
 @dataclass(frozen=True)
 class Drawn:
-    """A network, its masks (from `seed`), and how it is removed and stored."""
+    """A network, its masks (from `seed`), how it is removed and stored, and what becomes of its
+    steps.
+    """
 
     spec: ChainSpec | ResidualSpec | FormSpec
     seed: int
     neurons: bool
     choice: Choice
     removal: Residual
+    over_time: OverTime = "mean"
 
 
 @st.composite
@@ -66,6 +70,7 @@ def drawn_networks(draw: st.DrawFn) -> Drawn:
         draw(st.booleans()),
         draw(st.sampled_from(CHOICES)),
         draw(st.sampled_from(("coupled", "scatter"))),
+        draw(st.sampled_from(OVER_TIME)),
     )
 
 
@@ -73,16 +78,21 @@ def masked_model(drawn: Drawn) -> tuple[Model, Tensor]:
     """The network with its masks, and images for it."""
     spec = drawn.spec
     if isinstance(spec, FormSpec):
-        found = form_model(spec)
+        found = _scored(form_model(spec), drawn)
         masks = random_neuron_masks(found, drawn.seed) if drawn.neurons else {}
         return replace(found, neuron_masks=masks), form_images(spec)
     if isinstance(spec, ResidualSpec):
-        model = residual_model(spec)
+        model = _scored(residual_model(spec), drawn)
         return masked(model, drawn.seed, neurons=drawn.neurons), residual_images(spec)
-    found = pruned(build(spec), drawn.seed)
+    found = pruned(_scored(build(spec), drawn), drawn.seed)
     if drawn.neurons:
         found = replace(found, neuron_masks=random_neuron_masks(found, drawn.seed))
     return found, images(spec)
+
+
+def _scored(model: Model, drawn: Drawn) -> Model:
+    readout = replace(model.graph.readout, over_time=drawn.over_time)
+    return replace(model, graph=model.graph.with_nodes({readout.name: readout}))
 
 
 def difference(drawn: Drawn) -> tuple[str, str | None]:

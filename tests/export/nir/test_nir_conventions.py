@@ -163,7 +163,7 @@ def test_what_nobody_says_is_a_line_each_and_in_the_model(tmp_path: Path) -> Non
         ("neurons fire above their threshold", "--fire ge"),
         (
             "the class scores are the mean over T of the output of '3', its spikes; a neuron that",
-            "",
+            "--over_time",
         ),
     ):
         (found,) = [sentence for sentence in kept if sentence.startswith(start)]
@@ -181,6 +181,32 @@ def test_what_is_said_is_not_assumed(tmp_path: Path) -> None:
     model, _ = imported(path, "--reset", "subtract", "--dt", "1e-4", "--fire", "gt")
     timing, _ = model.info.provenance["assumptions"]
     assert timing.startswith("a spike takes the threshold off in the next step")
+
+
+@pytest.mark.parametrize("over_time", ["mean", "sum", "last", "max"])
+def test_what_becomes_of_the_steps_is_said(over_time: str, tmp_path: Path) -> None:
+    """snnTorch's networks give spikes, which its losses and accuracies count (a sum over time)."""
+    path, x, spikes = from_snntorch("zero", tmp_path)
+    model, _ = imported(path, "--over_time", over_time, "--dt", "1e-4")
+    assert model.graph.readout.over_time == over_time
+    (told,) = [s for s in model.info.provenance["assumptions"] if s.startswith("the class scores")]
+    assert "--over_time" not in told and "mean" not in told
+    theirs = spikes[-1]
+    expected = {
+        "mean": theirs.mean(0),
+        "sum": theirs.sum(0),
+        "last": theirs[-1],
+        "max": theirs.amax(0),
+    }[over_time]
+    assert expected.sum() > 0
+    assert torch.equal(model.module()(x), expected)
+
+
+def test_what_our_files_say_of_the_steps_is_not_contradicted(tmp_path: Path) -> None:
+    _, path = own_file(tmp_path)
+    result = invoke("import", "nir", path, "--over_time", "sum")
+    assert result.exit_code == 2
+    assert "the graph's metadata say that its scores are the mean over time" in result.stderr
 
 
 def own_file(folder: Path) -> tuple[Model, Path]:

@@ -410,7 +410,7 @@ def test_it_ends_with_the_best_epoch_of_those_with_the_final_masks(
 def test_each_update_is_decided_by_the_epochs_since_the_last(digits: Data) -> None:
     """What was masked for a whole window has no activity in it, whatever it did before."""
     module = small_network(digits)
-    sca = ScaConfig(PruneSchedule(0.4, 0.0, epochs=2))
+    sca = ScaConfig(PruneSchedule(0.4, 0.0, epochs=2), budget_rule="score")
     first, second = [
         step.plan
         for step in ChannelPruning(module, digits, TrainConfig(), sca, names_of(module)).run()

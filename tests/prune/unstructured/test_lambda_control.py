@@ -116,7 +116,7 @@ def test_the_first_lambda_keeps_what_pulls_hardest(digits: Data, share: float) -
             mask.alpha.zero_()
     pruning.masks.attach(pruning.module)
     images = digits.normalise(digits.train.images[:32])
-    task, _ = Objective("ce").loss(pruning.module(images), digits.train.labels[:32])
+    task, _ = Objective("ce").loss(pruning.module(images), digits.train.labels[:32], "mean")
     lmbda = suited_lambda(task, pruning.masks, budget)
     assert all(not mask.alpha.any() for mask in pruning.masks)
     masks = list(pruning.masks.weights.values())

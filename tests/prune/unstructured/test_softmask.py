@@ -107,11 +107,11 @@ def test_mask_gradients_are_the_analytic_ones() -> None:
         module.weight_gates[name] = lambda gate=effective[name]: gate  # type: ignore[misc]
     neurons = masks.neurons["sb"]().detach().requires_grad_()
     module.neuron_gates["sb"] = lambda: neurons
-    Objective("ce").loss(module(x), labels)[0].backward()  # type: ignore[no-untyped-call]
+    Objective("ce").loss(module(x), labels, "mean")[0].backward()  # type: ignore[no-untyped-call]
 
     masks.attach(module)
     lmbda = 1e-3
-    task, _ = Objective("ce").loss(module(x), labels)
+    task, _ = Objective("ce").loss(module(x), labels, "mean")
     (task + lmbda * masks.penalty()).backward()  # type: ignore[no-untyped-call]
     for gate, mask, beta in [
         *((effective[name], mask, 2.5) for name, mask in masks.weights.items()),
@@ -222,11 +222,11 @@ def test_tet_takes_the_steps_of_the_network_and_the_plain_loss_their_mean() -> N
     x, labels = torch.randn(5, 2, 6, 6), torch.tensor([0, 1, 2, 1, 0])
     steps = module.per_step(x)
     assert steps.shape == (2, 5, 3)
-    loss, scores = Objective("ce", True).loss(module.per_step(x), labels)
+    loss, scores = Objective("ce", True).loss(module.per_step(x), labels, "mean")
     expected = torch.stack([nn.functional.cross_entropy(step, labels) for step in steps]).mean()
     assert loss.item() == pytest.approx(expected.item())
     torch.testing.assert_close(scores, module(x).detach())
-    plain, scores = Objective("mse").loss(module(x), labels)
+    plain, scores = Objective("mse").loss(module(x), labels, "mean")
     assert torch.equal(scores, module(x))
     one_hot = torch.eye(3)[labels]
     assert plain.item() == pytest.approx(((scores - one_hot) ** 2).mean().item())

@@ -241,7 +241,7 @@ def test_accumulated_batches_give_the_gradient_of_their_mean(digits: Data) -> No
     for index in DataOrder(128, 32, 2025).batches(0):
         batch = digits.train.select(index)
         images = digits.normalise(batch.images)
-        total = total + Objective("ce").loss(other.module(images), batch.labels)[0] / 4
+        total = total + Objective("ce").loss(other.module(images), batch.labels, "mean")[0] / 4
     (total + 1e-8 * other.masks.penalty()).backward()  # type: ignore[no-untyped-call]
     torch.testing.assert_close(grads[0], other.masks.weights["pre_logits.fc2.0"].alpha.grad)
 

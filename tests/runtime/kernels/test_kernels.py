@@ -39,12 +39,12 @@ from soul_deploy.runtime.ops import counting
 from soul_deploy.runtime.ops.fan_out import fanout_map
 from soul_deploy.runtime.plan.forms import Form, possible_forms
 from soul_deploy.runtime.plan.layer_plan import plan_layer
+from soul_deploy.runtime.plan.readout import readout_region
 from soul_deploy.runtime.plan.regions import (
     current_region,
     currents_shape,
     lanes_of,
     map_region,
-    readout_region,
     scatter_spikes_region,
 )
 

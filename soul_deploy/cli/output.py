@@ -5,8 +5,10 @@ This is the only place that uses rich, and it gives it `Text`, in which nothing 
 
 import io
 import json
+import re
 import shlex
 import shutil
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,9 +35,27 @@ def drawn(parts: Iterable[tables.Table | str] | tables.Shown) -> str:
     return "\n".join(
         text_table(part.title, part.columns, part.rows)
         if isinstance(part, tables.Table)
-        else terminal.one_line(part)
+        else _folded_line(terminal.one_line(part))
         for part in (parts.parts() if isinstance(parts, tables.Shown) else parts)
     )
+
+
+def _folded_line(line: str) -> str:
+    """A line that is longer than a terminal, folded between words: under its value, where that stands
+    two spaces behind a name. As it is into a file or a pipe.
+    """
+    width = max(shutil.get_terminal_size((400, 24)).columns, 40)
+    if not terminal.is_terminal() or cell_len(line) <= width:
+        return line
+    name = re.match(r"\S+(?: \S+)* {2,}", line)
+    indent = len(name[0]) if name is not None and len(name[0]) < width // 2 else 0
+    parts = textwrap.wrap(
+        *(line, width),
+        subsequent_indent=" " * indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+    return "\n".join(parts)
 
 
 def text_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:

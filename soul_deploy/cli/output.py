@@ -41,8 +41,8 @@ def drawn(parts: Iterable[tables.Table | str] | tables.Shown) -> str:
 
 
 def _folded_line(line: str) -> str:
-    """A line that is longer than a terminal, folded between words: under its value, where that stands
-    two spaces behind a name. As it is into a file or a pipe.
+    """A line longer than a terminal, folded between words: under its value, where that stands
+    two spaces behind a name. Into a file or a pipe as it is.
     """
     width = max(shutil.get_terminal_size((400, 24)).columns, 40)
     if not terminal.is_terminal() or cell_len(line) <= width:

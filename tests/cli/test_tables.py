@@ -63,7 +63,7 @@ def test_a_file_or_a_pipe_gets_one_wide_table(monkeypatch: pytest.MonkeyPatch) -
     assert max(map(cell_len, text.splitlines())) > 200
 
 
-FACT = "neurons        glif (leak 0.639877, linear 0.0434162, gain an array, gamma 0.505211), sends spikes"
+FACT = "neurons        glif (leak 0.639877, linear 0.0434, gain an array, gamma 0.505211), sends spikes"
 
 
 def test_a_long_line_is_folded_under_its_value(terminal: pytest.MonkeyPatch) -> None:

@@ -118,8 +118,8 @@ def _given_neurons(model: Model, drawn: Drawn) -> Model:
     """
     if not drawn.family:
         return model
-    soft = {"v_reset": None} if drawn.family in SOFT else {}
-    rng, spec = np.random.default_rng(drawn.seed), NeuronSpec(drawn.family, **soft)
+    rng = np.random.default_rng(drawn.seed)
+    spec = NeuronSpec(drawn.family, v_reset=None if drawn.family in SOFT else 0.0)
     chosen = [node for i, node in enumerate(model.graph.populations) if i % 2 == drawn.seed % 2]
     try:
         nodes = {node.name: replace(node, neuron=spec) for node in chosen if not node.generated}

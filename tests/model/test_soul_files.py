@@ -186,7 +186,10 @@ def test_a_run_goes_on_with_the_constants_that_it_began_with() -> None:
     assert call(*small, "--resume", "auto", "--decay_input").exit_code == 0
 
 
-OTHERS = ("clif", "glif", "ielif", "ilif", "intlif", "izhikevich", "ltmd", "rplif", "stbif", "tlif")
+OTHERS = (
+    *("clif", "glif", "ielif", "ilif", "intlif", "izhikevich", "ltmd", "psn", "rplif", "stbif"),
+    "tlif",
+)
 
 
 @pytest.mark.parametrize("neuron", OTHERS)
@@ -214,6 +217,13 @@ def test_a_file_whose_name_says_another_neuron_is_read_with_it() -> None:
     assert "tau 4, v_threshold 1, v_reset 0, norm 8, top 8, carry 0" in result.stderr
     model = written("structured", "spikingvgg5_intlif_cifar10_T4_2025")
     assert {node.neuron.family for node in model.graph.populations} == {"intlif"}
+
+
+@pytest.mark.parametrize("neuron", ["glif", "ltmd", "psn"])
+def test_a_file_that_lacks_what_its_neuron_has_learned_is_refused(neuron: str) -> None:
+    path = soul_file("lif", f"best_spikingvgg5_{neuron}_cifar10_T4_2025.pt")
+    result = prune("structured", path, hidden="48")
+    assert result.exit_code == 1 and f"{path}: lacks weights features.0.sn." in result.stderr
 
 
 @pytest.mark.parametrize("neuron", ["eif", "newlif"])

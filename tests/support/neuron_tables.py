@@ -6,6 +6,7 @@ What an export takes is tried, not looked up.
 import re
 from collections.abc import Callable
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,11 +35,26 @@ SOURCES = {
 }
 PER = {"step": "one a step", "step_pair": "T × T", "step_column": "one a step", "layer": ""}
 T = 3
+SOFT = {"v_reset": None, "fire": "ge", "decay_input": False}
+OTHERS: dict[str, dict[str, Any]] = {
+    "qif": {"v_reset": -0.1, "fire": "ge"},
+    "eif": {"v_reset": -0.1, "fire": "ge"},
+    "klif": {"fire": "ge"},
+    "cubalif": {"v_threshold": 0.5, "fire": "ge"},
+    "complementary_lif": SOFT,
+    "integer_lif": {"tau": 4 / 3, **SOFT},
+}
+"""The defaults of SpikingJelly's classes; snnTorch's are the families' own."""
 
 
 def spec_of(family: str) -> ir.NeuronSpec:
-    """Soul's, where Soul has the neuron."""
-    return ir.SOUL_NEURONS.get(family) or ir.NeuronSpec(family)
+    """Soul's, where Soul has the neuron; else its tool's."""
+    return ir.SOUL_NEURONS.get(family) or ir.NeuronSpec(family, **OTHERS.get(family, {}))
+
+
+def name_of(family: str) -> str:
+    """As the tables write it: upper case for what `--neuron_type` takes."""
+    return family.upper() if family in ir.SOUL_NEURONS else f"`{family}`"
 
 
 def table(columns: list[str], row: Callable[[str], list[str]]) -> str:
@@ -82,7 +98,7 @@ def state(family: str) -> str:
 def numbers(family: str) -> list[str]:
     spec = spec_of(family)
     own = ", ".join(f"`{name}` {value:g}" for name, value in spec.settings) or "–"
-    return [family.upper(), flags(family), own, parameters(spec), state(family)]
+    return [name_of(family), flags(family), own, parameters(spec), state(family)]
 
 
 def taken(attempt: Callable[[], object]) -> str:
@@ -101,8 +117,10 @@ def ways(family: str) -> list[str]:
     low = spec.edge.low
     sends = "0, 1" if spec.edge == ir.SPIKE else f"{low} to {spec.edge.bound}"
     source = SOURCES[family] if family in LEAKY or spec.parallel else spec.dynamics.source  # type: ignore[union-attr]
+    source = re.sub(r", soul/utils/\S+", "", source)
+    source = re.sub(r"snntorch/_neurons/(\w+)\.py", r"snnTorch's \1", source)
     return [
-        family.upper(),
+        name_of(family),
         sends,
         str(Fraction(spec.unit).limit_denominator(1000)),
         "yes" if spec.stepwise else "no",
@@ -111,7 +129,7 @@ def ways(family: str) -> list[str]:
         taken(lambda: events.stream().step(x)),
         taken(lambda: build_step(model)),
         taken(lambda: to_nir(equation, name, 1e-4)),
-        re.sub(r", soul/utils/\S+", "", source),
+        source,
     ]
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from soul_deploy import ir
-from soul_deploy.base import Array, brief, dispatch
+from soul_deploy.base import Array, brief, dispatch, errors
 from soul_deploy.lowering import (
     compose_currents,
     fan_out,
@@ -176,7 +176,13 @@ def equation_of(
     if not population.neuron.learned:
         return population.neuron.equation()
     w = torch.from_numpy(state[f"{population.name}.w"].copy())
-    return population.neuron.equation(learned_number(population.neuron, w))
+    number = learned_number(population.neuron, w)
+    if population.neuron.family == "ltmd" and not number > 0:
+        raise errors.UnsupportedGraphError(
+            f"{population.name}: its learned threshold tanh(w) is {number:g}; a threshold is above "
+            "0, since neurons without input would fire. Train it further, or with a larger kappa"
+        )
+    return population.neuron.equation(number)
 
 
 def lower(model: Model) -> Deployed:

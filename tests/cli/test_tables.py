@@ -63,13 +63,13 @@ def test_a_file_or_a_pipe_gets_one_wide_table(monkeypatch: pytest.MonkeyPatch) -
     assert max(map(cell_len, text.splitlines())) > 200
 
 
-FACT = "neurons        glif (leak 0.639877, linear 0.0434, gain an array, gamma 0.505211), sends spikes"
+FACT = "neurons        glif (leak 0.639877, gain an array, gamma 0.5, taken 0.2), sends spikes"
 
 
 def test_a_long_line_is_folded_under_its_value(terminal: pytest.MonkeyPatch) -> None:
     lines = drawn([FACT, "short", "", "x" * 100]).splitlines()
     assert max(map(len, lines[:2])) <= 80 and lines[2:] == ["short", "", "x" * 100]
-    assert lines[1].startswith(" " * 15 + "0.505211") or lines[1].startswith(" " * 15 + "gamma")
+    assert lines[1].startswith(" " * 15) and lines[1][15] != " "
     assert " ".join(" ".join(lines[:2]).split()) == " ".join(FACT.split())
 
 

@@ -206,6 +206,8 @@ _enter(read_synapses, read_part, ConvSynapses, MatrixSynapses)
 
 
 def _neuron(entry: Entry, layer: str, tensors: Tensors) -> Equation:
+    if not isinstance(entry, dict):
+        raise TypeError(f"neuron {entry!r} is not an object")
     if entry.get("family") == PSN:
         return _parallel(entry, layer, tensors)
     if "family" in entry:

@@ -17,7 +17,7 @@ from math import prod
 import torch
 from torch import Tensor, fx, nn
 
-from soul_deploy.base import errors, pixel_rule, reduction
+from soul_deploy.base import brief, errors, pixel_rule, reduction
 from soul_deploy.frontend import (
     foreign,
     function_rules,
@@ -37,6 +37,7 @@ SCALES = (4.0, 32.0, 256.0)  # of the example, where populations did not fire on
 LARGEST_PIECE = 1 << 25  # neurons × steps × samples that are compared at once
 
 
+@brief
 @dataclass(frozen=True)
 class Traced:
     """A network's graph, and what its own forward takes.

@@ -216,7 +216,7 @@ def test_dry_run_leaves_no_file(tmp_path: Path) -> None:
         ("--optimizer lion", "unknown optimizer 'lion'; valid: adam, sgd"),
         ("--scheduler plateau", "unknown scheduler 'plateau'; valid: cosine"),
         ("--scheduler Step 3 2", "needs rising milestones"),
-        ("--neuron_type izhikevich", "unknown neuron 'izhikevich'; valid: lif, plif, if"),
+        ("--neuron_type hodgkin", "unknown neuron 'hodgkin'; valid: lif, plif, if"),
         ("--surrogate relu", "unknown surrogate 'relu'; valid: atan"),
         ("--fire eq", "unknown firing rule 'eq'; valid: gt, ge"),
         ("--v_reset high", "v_reset 'high' is neither a number nor none"),

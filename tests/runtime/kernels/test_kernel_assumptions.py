@@ -93,6 +93,7 @@ FAMILIES = {
     "max_of_fours": [POOL, GEOMETRY],
     "sum_spikes": [READOUT],
     "score": [READOUT],
+    "keep_largest": [READOUT],
     "vote": [READOUT],
     "update": [NEURON, COMPACTED],
     "add_": [MERGE],

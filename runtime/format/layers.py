@@ -140,7 +140,7 @@ class Firing(Layer):
 
     def _check_neurons(self) -> None:
         validate.require_neuron(self.neuron, self.name)
-        validate.require_neuron_arrays(self.neuron, self.name, self.current_shape)
+        validate.require_numbers(self.neuron, self.name, self.current_shape)
         if self.pattern is not None:
             shape = self.pattern.shape
             require(

@@ -47,7 +47,7 @@ class PoolLayer(layers.OneSource, layers.MapLayer):
 
     def edge_of(self, arriving: Sequence[Edge]) -> Edge:
         require(
-            arriving[0][0] != "analog"
+            arriving[0][0] in ("spike", "graded")  # a window without values is 0
             or all(2 * self.padding[i] <= self.kernel[i] for i in (0, 1)),
             f"{self.name}: padding {self.padding} beyond half the kernel {self.kernel} "
             "leaves a window without values",

@@ -141,8 +141,8 @@ def _leaky(neuron: NeuronEquation, name: str) -> None:
     errors.require(np.float32(neuron.constant) != 0, f"{name}: the neuron's constant is 0")
 
 
-def require_neuron_arrays(neuron: Equation, name: str, shape: Shape) -> None:
-    """Raise FileFormatError for arrays that neurons of this shape cannot have."""
+def require_numbers(neuron: Equation, name: str, shape: Shape) -> None:
+    """Raise FileFormatError for numbers that neurons of this shape cannot have."""
     if not isinstance(neuron, DynamicsEquation):
         return
     for called, array in neuron.arrays.items():
@@ -157,6 +157,33 @@ def require_neuron_arrays(neuron: Equation, name: str, shape: Shape) -> None:
         errors.require(
             steps in (1, neuron.steps), f"{name}: {called} has {steps} steps, others {neuron.steps}"
         )
+        errors.require(
+            called not in neuron.dynamics.start,
+            f"{name}: {called}, which all neurons start with, is {array.shape}; it is one number",
+        )
+    _require_finite_step(neuron, name)
+
+
+def _require_finite_step(neuron: DynamicsEquation, name: str) -> None:
+    """A step at rest, without input, gives numbers: nothing is divided by 0."""
+    sides = np.broadcast_shapes((1,), *(array.shape[1:] for array in neuron.arrays.values()))
+    nothing = np.zeros(sides, np.float32)
+    rest = tuple(nothing + np.float32(number) for number in neuron.start)
+    with np.errstate(all="ignore"):
+        after = [neuron.advance(rest, nothing, step)[1] for step in range(neuron.steps or 1)]
+    errors.require(
+        all(np.isfinite(values).all() for state in after for values in state),
+        f"{name}: {neuron.family} with {_written(neuron)} gives no numbers, even at rest",
+    )
+
+
+def _written(neuron: DynamicsEquation) -> str:
+    """Its constants as a reader sees them; arrays by their shape."""
+    numbers = {
+        called: str(number.shape) if isinstance(number, np.ndarray) else f"{number:g}"
+        for called, number in neuron.named.items()
+    }
+    return ", ".join(f"{name} {number}" for name, number in numbers.items())
 
 
 def require_edge(name: str, edge: EdgeKind, bound: int | None) -> None:

@@ -15,9 +15,12 @@ takes the threshold too, for the forms that tell a spike of the last step from v
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias, get_args
 
+import numpy as np
 from numba.extending import register_jitable
+
+from soul_deploy.base import Array, brief
 
 Value: TypeAlias = Any  # a float32 scalar under numba, a tensor under PyTorch
 
@@ -33,6 +36,8 @@ ChargeForm = Literal[
     "leak_subtract_multiply",
 ]
 FireRule = Literal["gt", "ge"]
+FixedReset = Literal["hard", "soft", "late", "none"]
+FIXED_RESETS: tuple[FixedReset, ...] = get_args(FixedReset)
 
 
 @register_jitable
@@ -116,6 +121,18 @@ def reset_hard(v: Value, s: Value, target: Value) -> Value:
 def reset_soft(v: Value, s: Value, target: Value) -> Value:
     """target = what a spike takes off: v_threshold, more, or nothing (NeuronEquation.target)."""
     return v - s * target
+
+
+@register_jitable
+def fixed_leak(u: Value, multiplier: Value, shift: Value) -> Value:
+    """floor(u · m / 2^k) of int32; the product fits it."""
+    return np.int32(np.int32(u * multiplier) >> shift)
+
+
+@register_jitable
+def fixed_charge(u: Value, x: Value, low: Value, high: Value) -> Value:
+    """u + x, which fits int32, between low and high."""
+    return np.int32(np.minimum(np.maximum(np.int32(u + x), low), high))
 
 
 CHARGE: dict[ChargeForm, Callable[[Value, Value, Value, Value, Value], Value]] = {
@@ -243,3 +260,77 @@ class NeuronEquation(Equation):
         spike = FIRE[self.fire](h, threshold)
         s = spike * (h * 0 + 1)  # the spike in the dtype of v
         return spike, reset_rule(self.v_reset)(h, s, self.target)
+
+
+@brief
+@dataclass(frozen=True, eq=False)
+class FixedEquation(Equation):
+    """A neuron of integers (docs/fixed-point.md). The membrane u counts from the resting value.
+
+    With I the current: h = floor(u · m / 2^k) + I, between lowest and highest; it fires if h is
+    above the threshold, or at it.
+
+    multiplier, shift  m and k: the leak 1 - 1/tau; 1 and 0 without one
+    lowest, highest    of the membrane, which saturates there
+    threshold          int32 () or (C,)
+    subtract           int32 () or (C,): what a spike takes off
+    fire               "gt": h > threshold, "ge": h >= threshold
+    reset              "hard": to 0, "soft": `subtract` comes off at once, "late": a step later,
+                       before the membrane is clamped, "none"
+    """
+
+    fuses: ClassVar[bool] = True
+    multiplier: int
+    shift: int
+    lowest: int
+    highest: int
+    threshold: Array
+    subtract: Array
+    fire: FireRule
+    reset: FixedReset
+
+    def __eq__(self, other: object) -> bool:
+        """Whether both compute the same: all numbers are equal."""
+        if not isinstance(other, FixedEquation):
+            return NotImplemented
+        same = np.array_equal(self.threshold, other.threshold)
+        same = same and np.array_equal(self.subtract, other.subtract)
+        return same and self._facts == other._facts
+
+    def __hash__(self) -> int:
+        return hash(self._facts)
+
+    @property
+    def _facts(self) -> tuple[int | str, ...]:
+        return self.multiplier, self.shift, self.lowest, self.highest, self.fire, self.reset
+
+    @property
+    def start(self) -> tuple[float, ...]:
+        return (0,)
+
+    def numbers_for(self, axes: int) -> tuple[Array, Array]:
+        """Threshold and what is subtracted, for neurons (C, ...) with so many axes."""
+        shape = (-1, *[1] * (axes - 1))
+        each = (self.threshold, self.subtract)
+        threshold, subtract = (n if n.ndim == 0 else n.reshape(shape) for n in each)
+        return threshold, subtract
+
+    def advance(
+        self, state: tuple[Value, ...], x: Value, t: int = 0
+    ) -> tuple[Value, tuple[Value, ...]]:
+        """On integers of neurons (C, ...), the channels first: (spike as bool, the membrane)."""
+        (u,) = state
+        x = np.asarray(x)
+        spike, u = self.step(u, x, *self.numbers_for(x.ndim))
+        return spike, (u,)
+
+    def step(self, u: Value, x: Value, threshold: Value, subtract: Value) -> tuple[Value, Value]:
+        """One step on int32 arrays, whose numbers have their shape or are one for all."""
+        leaked = fixed_leak(np.int32(u), np.int32(self.multiplier), np.int32(self.shift))
+        if self.reset == "late":
+            leaked = np.int32(leaked - FIRE[self.fire](u, threshold) * subtract)
+        h = fixed_charge(leaked, np.int32(x), np.int32(self.lowest), np.int32(self.highest))
+        spike = FIRE[self.fire](h, threshold)
+        if self.reset == "hard":
+            return spike, np.int32(h * ~spike)
+        return spike, np.int32(h - spike * subtract) if self.reset == "soft" else h

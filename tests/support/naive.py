@@ -274,3 +274,24 @@ def max_pool_analog(values: Array, kernel: Pair, stride: Pair, padding: Pair) ->
                     found.append(values[t, c, y, x])
         out[t, c, oy, ox] = max(found)
     return out
+
+
+def fixed_step(
+    u: int, current: int, threshold: int, subtract: int, *, multiplier: int, shift: int, low: int,
+    high: int, fire: str, reset: str,
+) -> tuple[int, int]:  # fmt: skip
+    """One step of a fixed-point neuron (docs/fixed-point.md) on Python's integers: spike, membrane.
+
+    // is towards minus infinity.
+    """
+
+    def fires(membrane: int) -> bool:
+        return membrane > threshold if fire == "gt" else membrane >= threshold
+
+    h = u * multiplier // 2**shift + current
+    if reset == "late" and fires(u):
+        h -= subtract
+    h = low if h < low else high if h > high else h
+    if not fires(h):
+        return 0, h
+    return 1, {"hard": 0, "soft": h - subtract}.get(reset, h)

@@ -195,11 +195,19 @@ _KINDS: Mapping[Quantity, Callable[[Subject], Spending]] = {
 
 
 class Budget:
-    """A target, and what the network under its masks spends; made before masks are attached."""
+    """A target, and what the network under its masks spends; made before masks are attached.
+
+    Raises UsageError for a share of nothing.
+    """
 
     def __init__(self, target: Target, subject: Subject) -> None:
         self.target, self.spending = target, _KINDS[target.quantity](subject)
         self._part = 1.0
+        if self.wanted == 0:
+            raise UsageError(
+                f"{target}: the network has 0 {UNITS[target.quantity]} before pruning, of which "
+                "there is no share; train it, until its neurons spike"
+            )
 
     def on_the_way(self, part: float) -> "Budget":
         """The budget at a part of the way from the dense network, 0, to the target, 1."""

@@ -12,7 +12,7 @@ from soul_deploy.prune.unstructured.budget import Budget
 from soul_deploy.prune.unstructured.masks import Masks
 
 NEAR = TOLERANCE / 5
-"""How near to what is aimed at a search for a threshold ends."""
+"""How near to the target a search for a threshold ends, and the masks at the end of a search."""
 BISECTIONS, ROUNDS = 24, 3
 TIE = 1e-4
 """What settles equal alphas adds to one at most, as a share of the largest alpha."""
@@ -33,15 +33,19 @@ class Adjustment:
         return f"{self.offset:+.3g} was added to every mask parameter, which takes {self.told}"
 
 
-def shift(module: GraphModule, masks: Masks, budget: Budget, dead: Dead) -> Adjustment | None:
+def shift(
+    module: GraphModule, masks: Masks, budget: Budget, dead: Dead, near: float = TOLERANCE
+) -> Adjustment | None:
     """Shift all alphas by one number until the hard masks keep to the budget.
 
-    None if they do already. Of equal alphas those of larger weights, or of earlier neurons, stay. A
-    threshold that leaves nothing of a layer is too high. Raises TargetError if no shift does it; it
-    names the nearest amount that one gives, and that shift is kept. Hard masks are attached then.
+    None if they are `near` it already, relative to it. Of equal alphas those of larger weights, or
+    of earlier neurons, stay. A threshold that leaves nothing of a layer is too high. Where no shift
+    keeps to the budget the masks stay as they are if they do. Else raises TargetError; it names the
+    nearest amount that a shift gives, and that shift is kept. Hard masks are attached then.
     """
     before = budget.spending.exact()
-    if budget.reached(before) and dead() is None:
+    alive = dead() is None
+    if alive and abs(before - budget.wanted) <= near * budget.wanted:
         return None
     found = _Thresholds(module, masks, budget, dead)
     # Of a sample less or more is spent than of all, so what is aimed at on the sample is too.
@@ -54,6 +58,9 @@ def shift(module: GraphModule, masks: Masks, budget: Budget, dead: Dead) -> Adju
             told = f"{budget.told(before)} to {budget.told(after)}"
             return Adjustment(found.offset, before, after, told)
         scale = sampled / after if after > 0 else 1.0
+    if alive and budget.reached(before):
+        found.take_back()
+        return None
     nearest = found.take_nearest()
     told = "none leaves all layers alive"
     if nearest is not None:
@@ -71,6 +78,7 @@ class _Thresholds:
     def __init__(self, module: GraphModule, masks: Masks, budget: Budget, dead: Dead) -> None:
         self.masks, self.budget, self.dead = masks, budget, dead
         alphas = {name: mask.alpha.detach().clone() for name, mask in masks.named().items()}
+        self.given = [alpha.clone() for alpha in alphas.values()]
         widest = max(float(alpha.abs().max()) for alpha in alphas.values())
         for name, alpha in alphas.items():
             size = -torch.arange(alpha.numel()).reshape(alpha.shape).to(alpha) + alpha.numel()
@@ -80,8 +88,14 @@ class _Thresholds:
         self.start = list(alphas.values())
         self.offset, self._nearest = 0.0, (float("inf"), 0.0, 0.0)
 
+    def take_back(self) -> None:
+        """Put all alphas back to where they were, ties unsettled."""
+        with torch.no_grad():
+            for mask, alpha in zip(self.masks, self.given, strict=True):
+                mask.alpha.copy_(alpha)
+
     def move(self, offset: float) -> None:
-        """Shift all alphas from where they began."""
+        """Shift all alphas from where they began, ties settled."""
         self.offset = offset
         with torch.no_grad():
             for mask, start in zip(self.masks, self.start, strict=True):

@@ -52,7 +52,7 @@ class CheckResult:
     @property
     def counts_agree(self) -> bool:
         """Counts are what the spikes say, and flipped spikes explain every difference exactly."""
-        explained = all(d.difference == d.explained for d in self.differences)
+        explained = all(d.is_explained for d in self.differences)
         return not self.mismatches and explained
 
     @property
@@ -240,7 +240,7 @@ def _counts_text(whole: CheckResult) -> str:
     """Counts of an execution against those of its own spikes, and against the reference's."""
     if not whole.counted:
         return "not counted by this engine"
-    wrong = len(whole.mismatches) + sum(d.difference != d.explained for d in whole.differences)
+    wrong = len(whole.mismatches) + sum(not d.is_explained for d in whole.differences)
     if wrong:
         return f"{wrong} counts differ"
     if whole.differences:

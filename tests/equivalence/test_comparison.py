@@ -187,7 +187,7 @@ def test_json_has_everything_and_no_infinities() -> None:
     assert (whole["flipped"], whole["unexplained"], whole["passed"]) == (2, 0, True)
     assert whole["layers"][1]["flips"][0]["cause"]["layer"] == "a"
     assert whole["differences"] == [
-        {"layer": "c", "count": "synops", "difference": 4, "explained": 4}
+        {"layer": "c", "count": "synops", "difference": 4, "explained": 4, "fewer": 0, "more": 0}
     ]
 
 

@@ -92,8 +92,10 @@ def numbers_of(values: Any) -> Iterator[int]:
             yield from numbers_of(value)
         elif isinstance(value, np.float32):
             yield int(value.view(np.uint32))
-        else:
+        elif isinstance(value, int | np.integer | np.bool_):
             yield int(value)
+        else:
+            raise TypeError(f"{value!r}: a slot holds arrays, float32, integers and bool")
 
 
 def _ways_in(wanted: Sequence[_Wanted]) -> list[int]:

@@ -9,6 +9,7 @@ import pytest
 
 from soul_deploy.runtime.kernels.cache import cached_njit
 from soul_deploy.runtime.kernels.program import Bound, Program
+from soul_deploy.runtime.kernels.simd import compiled
 
 
 @cached_njit
@@ -86,3 +87,10 @@ def test_a_call_that_is_delayed_is_asked_again() -> None:
     calls: list[Bound] = [(count_down, (left,)), (note, (seen, 0, 9))]
     Program(calls).run(lambda: asked.append(int(seen[0])))
     assert (asked, left[0], seen[0]) == ([0, 0], 0, 9)
+
+
+@pytest.mark.skipif(not compiled(), reason="without compilation no slots are made")
+def test_a_number_that_a_slot_would_change_is_refused() -> None:
+    """As an integer 0.5 is 0: a kernel that takes float64 would compute with something else."""
+    with pytest.raises(TypeError, match=r"0\.5: a slot holds arrays, float32, integers and bool"):
+        Program([(divide, (0.5, 2, np.zeros(1, np.int64)))])

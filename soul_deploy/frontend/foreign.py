@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from soul_deploy.base.errors import UnsupportedGraphError
-from soul_deploy.frontend import stepped
+from soul_deploy.frontend import clock_driven, stepped
 
 WRAPPERS = {  # where a class is defined, its name: the attribute that holds the network
     ("torch.nn.parallel", "DataParallel"): "module",
@@ -20,12 +20,7 @@ def check_known(path: str, module: nn.Module) -> None:
     for (package, name), inner in WRAPPERS.items():
         if cls.__name__ == name and cls.__module__.startswith(package):
             raise UnsupportedGraphError(_wrapped(path, name, inner))
-    if cls.__module__.startswith("spikingjelly.clock_driven"):
-        raise UnsupportedGraphError(
-            f"module {path!r} ({cls.__name__}) is of spikingjelly.clock_driven, SpikingJelly up to "
-            "0.0.0.0.12; make the network of spikingjelly.activation_based (0.0.0.0.14 or 2.x), "
-            'with step_mode="m" in place of the MultiStep classes, and load its weights there'
-        )
+    clock_driven.check_known(path, module)
     if cls.__module__.split(".")[0] == stepped.SNNTORCH and stepped.kind_of(cls) is None:
         raise UnsupportedGraphError(
             f"module {path!r} ({cls.__name__}) of snntorch is not supported; of its modules "

@@ -1,12 +1,12 @@
 """The state of neurons, out of reach while their network is traced."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any, NoReturn
 
 from torch import nn
 
-from soul_deploy.frontend import module_kinds, stepped
+from soul_deploy.frontend import clock_driven, module_kinds, stepped
 from soul_deploy.frontend.sizes import Refusal
 
 
@@ -34,8 +34,9 @@ class State:
 class _Memories(dict[str, Any]):
     """In place of a neuron's memories: stand-ins, which only a reset may be written to."""
 
-    def __init__(self, path: str, resets: Mapping[str, Any], names: Iterable[str]) -> None:
-        super().__init__({name: State(path) for name in names})
+    def __init__(self, path: str, resets: Mapping[str, Any], held: Mapping[str, Any]) -> None:
+        numbers = {name: held[name] for name in clock_driven.NUMBERS if name in held}
+        super().__init__({name: State(path) for name in held} | numbers)
         self._path, self._resets = path, resets
 
     def __setitem__(self, name: str, value: Any) -> None:

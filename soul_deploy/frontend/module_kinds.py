@@ -2,7 +2,7 @@
 
 A subclass with methods of its own may compute something else, so it has no kind and is refused.
 Classes of SpikingJelly are known by where they are defined and what they are called; it is never
-imported.
+imported. Those of its earlier package stand in `clock_driven`.
 """
 
 import warnings
@@ -14,7 +14,7 @@ from torch.nn.utils import parametrize
 
 from soul_deploy import ir
 from soul_deploy.base.errors import NetworkWarning, UnsupportedGraphError, UsageError
-from soul_deploy.frontend import spiking_nodes, stepped
+from soul_deploy.frontend import clock_driven, spiking_nodes, stepped
 from soul_deploy.frontend.spiking_nodes import NEURONS
 from soul_deploy.nn import layers, neuron
 
@@ -64,7 +64,7 @@ def module_kind(module: nn.Module) -> str | None:
             return TDBN[cls.__name__]
         if _is_within(cls, "neuron") and cls.__name__ in NEURONS:
             return cls.__name__
-        if (known := stepped.kind_of(cls)) is not None:
+        if (known := stepped.kind_of(cls) or clock_driven.kind_of(cls)) is not None:
             return known
         if _is_within(cls, "ann2snn") and cls.__name__ in SCALERS:
             return cls.__name__
@@ -86,7 +86,7 @@ def is_closed(module: nn.Module) -> bool:
     own = ("layer", "neuron", "ann2snn")
     if any(_is_within(cls, package) for package in own) or is_stateful(module):
         return True
-    if stepped.is_stepped(module):
+    if stepped.is_stepped(module) or clock_driven.is_closed(cls):
         return True
     if cls.__module__.startswith("torch.nn"):
         return not isinstance(module, (nn.Sequential, nn.ModuleList, nn.ModuleDict))
@@ -96,7 +96,8 @@ def is_closed(module: nn.Module) -> bool:
 def is_stateful(module: nn.Module) -> bool:
     """Whether a SpikingJelly module keeps state between calls (`MemoryModule`)."""
     return any(
-        base.__name__ == "MemoryModule" and base.__module__.startswith(SPIKINGJELLY)
+        base.__name__ == "MemoryModule"
+        and base.__module__.startswith((SPIKINGJELLY, clock_driven.ROOT))
         for base in type(module).__mro__
     )
 
@@ -130,7 +131,7 @@ def check_at_rest(network: nn.Module) -> None:
                 raise UnsupportedGraphError(
                     f"neuron {path!r} has {name} = {value!r}, which was set by hand; a graph "
                     f"starts at rest, with {resets[name]!r}. Reset it first "
-                    "(spikingjelly.activation_based.functional.reset_net)"
+                    "(SpikingJelly's functional.reset_net)"
                 )
             used += [path] if name == "v" else []
     if used:
@@ -143,6 +144,8 @@ def check_at_rest(network: nn.Module) -> None:
 
 def step_mode(module: nn.Module) -> str | None:
     """SpikingJelly's step mode: "m" (a sequence at a time), "s" (a step at a time)."""
+    if (earlier := clock_driven.step_mode(module)) is not None:
+        return earlier
     ours = type(module).__module__.startswith(SPIKINGJELLY)
     return getattr(module, "step_mode", None) if ours else None
 
@@ -172,8 +175,9 @@ def check_unchanged(path: str, module: nn.Module) -> None:
 def module_neuron_spec(path: str, module: Any) -> ir.NeuronSpec:
     """The neuron of a SpikingNeuron or of one of SpikingJelly's nodes, exactly as it computes.
 
-    SpikingJelly fires at the threshold, and has other charge forms in 0.0.0.0.14 (all neurons in
-    one file) than in 2.x. Raises UnsupportedGraphError for what changes its arithmetic.
+    SpikingJelly fires at the threshold, and has other charge forms in 0.0.0.0.12 (clock_driven) and
+    0.0.0.0.14 (all neurons in one file) than in 2.x. Raises UnsupportedGraphError for what changes
+    its arithmetic.
     """
     if isinstance(module, neuron.SpikingNeuron):
         return module.spec
@@ -185,13 +189,19 @@ def module_neuron_spec(path: str, module: Any) -> ir.NeuronSpec:
         raise UnsupportedGraphError(f"{path}: a neuron with a precision of its own; only float32")
     _check_start(path, module)
     surrogate, alpha = _surrogate(path, module.surrogate_function)
-    flat = type(module).__module__ == f"{SPIKINGJELLY}.neuron"
-    form: ir.FormName = "spikingjelly_0" if flat else "spikingjelly"
-    common = {"form": form, "surrogate": surrogate, "surrogate_alpha": alpha}
+    common = {"form": _form(module), "surrogate": surrogate, "surrogate_alpha": alpha}
     try:
-        return spiking_nodes.spec_of(path, module, **common)
+        return spiking_nodes.spec_of(path, module, str(module_kind(module)), **common)
     except UsageError as error:
         raise UnsupportedGraphError(f"{path}: {error}") from error
+
+
+def _form(module: Any) -> ir.FormName:
+    """Whose arithmetic a neuron of SpikingJelly has."""
+    if clock_driven.step_mode(module) is not None:
+        return "clock_driven"
+    flat = any(cls.__module__ == f"{SPIKINGJELLY}.neuron" for cls in type(module).__mro__)
+    return "spikingjelly_0" if flat else "spikingjelly"
 
 
 def _check_start(path: str, module: Any) -> None:

@@ -1,7 +1,8 @@
 """SpikingJelly's neurons as NeuronSpec: what each class computes, read from its attributes.
 
 They are known by what they are called. Arithmetic: spikingjelly 2.0.0, `_ops` and
-`activation_based/functional/neuron.py`; 0.0.0.0.14, `activation_based/neuron.py`.
+`activation_based/functional/neuron.py`; 0.0.0.0.14, `activation_based/neuron.py`; 0.0.0.0.12,
+`clock_driven/neuron.py`.
 """
 
 from collections.abc import Callable, Mapping
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from soul_deploy import ir
 from soul_deploy.base.errors import UnsupportedGraphError
+from soul_deploy.frontend import clock_driven
 
 Given = dict[str, Any]
 """Arguments of NeuronSpec."""
@@ -130,17 +132,20 @@ REFUSED: Mapping[str, str] = {
 """Class name: why there is no spec of it, and what to do."""
 
 
-def spec_of(path: str, module: Any, **common: Any) -> ir.NeuronSpec:
-    """The neuron as it computes; `common`: form and surrogate. SpikingJelly fires at the threshold.
+def spec_of(path: str, module: Any, kind: str, **common: Any) -> ir.NeuronSpec:
+    """The neuron as it computes: a key of NEURONS. `common`: form and surrogate. SpikingJelly fires
+    at the threshold.
 
     Raises UnsupportedGraphError for what is not supported, UsageError for numbers that are not.
     """
-    family, read = NEURONS[type(module).__name__]
+    family, read = NEURONS[kind]
     if family == "klif" and common["form"] == "spikingjelly_0" and module.v_reset is None:
         raise UnsupportedGraphError(
             f"{path}: KLIFNode without v_reset, which spikingjelly 0.0.0.0.14 cannot run; give a "
             "v_reset, or load the network in spikingjelly 2.x"
         )
+    if family == "qif" and common["form"] == "clock_driven":
+        clock_driven.check_first_step(path, module)
     return ir.NeuronSpec(family=family, fire="ge", **read(path, module), **common)
 
 

@@ -86,6 +86,11 @@ class _Symbol(fx.Proxy):
 
     ndimension = dim
 
+    def unsqueeze_(self, dim: int) -> "_Symbol":
+        """Only what this name stands for gets another shape: it is a new value from here on."""
+        self.node = self.unsqueeze(dim).node
+        return self
+
     def numel(self) -> Side:
         return self.shape.numel()
 

@@ -25,7 +25,7 @@ LEAKY = ("if", "lif", "plif", "ltmd")
 PARALLEL = "psn"
 FAMILIES = (*LEAKY, *DYNAMICS, PARALLEL)
 SurrogateName = Literal["atan", "sigmoid", "rectangle"]
-FormName = Literal["soul", "spikingjelly", "spikingjelly_0", "snntorch"]
+FormName = Literal["soul", "spikingjelly", "spikingjelly_0", "clock_driven", "snntorch"]
 FORMS: tuple[FormName, ...] = get_args(FormName)
 
 
@@ -70,9 +70,10 @@ class NeuronSpec:
     settings        numbers that only this family has, by name; those not given are its defaults
     tensors         settings that are tensors of the state dict, and what each is one per
     form            whose arithmetic the charge is, to the last bit: "soul"; "spikingjelly" (2.x);
-                    "spikingjelly_0" (0.0.0.0.14 and before, in evaluation); "snntorch" (Leaky:
-                    beta is 1 - 1/tau, or 1 for "if"; soft reset takes the threshold off a step
-                    after the spike, behind decay and input)
+                    "spikingjelly_0" (0.0.0.0.14, in evaluation); "clock_driven" (SpikingJelly up
+                    to 0.0.0.0.12, and 0.0.0.0.14 in training); "snntorch" (Leaky: beta is
+                    1 - 1/tau, or 1 for "if"; soft reset takes the threshold off a step after the
+                    spike, behind decay and input)
     """
 
     family: NeuronFamily = "lif"
@@ -264,6 +265,7 @@ class NeuronSpec:
         if self.decay_input:
             return "decay_divide"
         scaled = self.form == "spikingjelly_0" and self.v_reset is None
+        scaled |= self.form == "clock_driven" and not self.v_reset
         return "leak_multiply" if scaled else "leak_subtract_divide"
 
     def equation(

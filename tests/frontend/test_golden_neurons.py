@@ -30,6 +30,11 @@ COVERED = {
         "IFNode": 12, "LIFNode": 24, "ParametricLIFNode": 12, "QIFNode": 6, "EIFNode": 6,
         "IzhikevichNode": 8, "KLIFNode": 8,
     },
+    "clock_driven": {
+        "MultiStepIFNode": 2, "IFNode": 2, "MultiStepLIFNode": 4, "LIFNode": 6,
+        "MultiStepParametricLIFNode": 4, "ParametricLIFNode": 2, "QIFNode": 4,
+        "MultiStepEIFNode": 2, "EIFNode": 2,
+    },
     "snntorch": {
         "Leaky": 25, "Synaptic": 13, "Lapicque": 10, "Alpha": 6, "RLeaky": 18, "RSynaptic": 12,
     },

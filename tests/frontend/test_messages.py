@@ -172,25 +172,6 @@ def test_a_compiled_network_is_asked_for_before_compilation() -> None:
         from_torch(scripted, SHAPE, T)
 
 
-class MultiStepLIFNode(nn.Module):
-    """As SpikingJelly up to 0.0.0.0.12 had it: its package has had another name since."""
-
-    __module__ = "spikingjelly.clock_driven.neuron"
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.stack([2 * step for step in x])
-
-
-def test_clock_driven_networks_are_named() -> None:
-    network = nn.Sequential(layers.Conv2d(2, 4, 3), MultiStepLIFNode())
-    text = (
-        r"module '1' \(MultiStepLIFNode\) is of spikingjelly\.clock_driven, SpikingJelly up to "
-        r"0\.0\.0\.0\.12; make the network of spikingjelly\.activation_based .*step_mode=\"m\""
-    )
-    with pytest.raises(UnsupportedGraphError, match=text):
-        from_torch(network, SHAPE, T)
-
-
 SNNTORCH = """
 import snntorch
 from torch import nn

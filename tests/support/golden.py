@@ -16,7 +16,7 @@ from torch import Tensor
 from soul_deploy.base.brief import brief
 
 NEURONS = FIXTURES / "neurons"
-TOOLS = ("soul", "spikingjelly_2", "spikingjelly_0", "snntorch")
+TOOLS = ("soul", "spikingjelly_2", "spikingjelly_0", "clock_driven", "snntorch")
 
 
 @brief

@@ -9,7 +9,7 @@ from golden import Golden
 from torch import Tensor
 
 from soul_deploy.base import Array
-from soul_deploy.ir import SOUL_NEURONS, NeuronSpec, SurrogateName
+from soul_deploy.ir import SOUL_NEURONS, FormName, NeuronSpec, SurrogateName
 from soul_deploy.nn import dynamics
 from soul_deploy.nn.neuron import SpikingNeuron
 from soul_deploy.nn.surrogate import DEFAULT_ALPHA
@@ -48,6 +48,11 @@ SURROGATES: Mapping[str, SurrogateName] = {
     "Sigmoid": "sigmoid",
     "Rect": "rectangle",
     "MultiLevelSpikeCount": "atan",  # unused
+}
+FORMS_OF: Mapping[str, FormName] = {
+    "spikingjelly_2": "spikingjelly",
+    "spikingjelly_0": "spikingjelly_0",
+    "clock_driven": "clock_driven",
 }
 FIELDS = ("tau", "v_threshold", "v_reset", "decay_input", "detach_reset")
 UNTAKEN = (
@@ -89,7 +94,7 @@ def _soul_spec(case: Golden) -> NeuronSpec:
 
 
 def _spikingjelly_spec(case: Golden) -> NeuronSpec:
-    kind = case.fields["neuron"]
+    kind = case.fields["neuron"].removeprefix("MultiStep")
     f = {"surrogate_function": "Sigmoid", **DEFAULTS.get(kind, {}), **case.fields}
     family = SPIKINGJELLY[kind]
     kind_of, _, top = f["surrogate_function"].partition(":")
@@ -106,7 +111,7 @@ def _spikingjelly_spec(case: Golden) -> NeuronSpec:
         fire="ge",
         surrogate=surrogate,
         surrogate_alpha=DEFAULT_ALPHA[surrogate],
-        form="spikingjelly" if case.tool == "spikingjelly_2" else "spikingjelly_0",
+        form=FORMS_OF[case.tool],
         settings=() if family == "glif" else _numbers(family, f),  # what its tensors began with
         tensors=tuple(
             (name, "step_channel" if name == "conduct" else "channel")

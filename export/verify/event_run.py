@@ -80,9 +80,8 @@ class EventExecution:
 
     def _arriving(self, in_shape: eventnet.Shape, source: str) -> Array:
         """The reference's values of a source, as the runtime holds them."""
-        kind, _ = self.network.events.edges[source]
         values = self._reference_value(source)
-        typed = values.astype(sent_dtype(kind))
+        typed = values.astype(sent_dtype(self.network.events.edges[source]))
         return counted_run.by_position(typed, in_shape)
 
     def _run(self, stored: eventnet.Layer) -> Array:
@@ -117,9 +116,9 @@ class EventExecution:
         """The readout on spikes (T, B, ...), sample by sample."""
         readout = self.network.events.readout
         steps, batch = inputs.shape[:2]
-        kind, _ = self.network.events.edges[readout.source]
+        edge = self.network.events.edges[readout.source]
         source = layer_plan.aligned(
-            (steps, *layout.channel_last(readout.in_shape)), sent_dtype(kind)
+            (steps, *layout.channel_last(readout.in_shape)), sent_dtype(edge)
         )
         scores = layer_plan.aligned((readout.classes,), np.float32)
         region = readout_region(readout, source, scores)

@@ -34,7 +34,9 @@ def is_static(given: Shape, shape: Shape, steps: int) -> bool:
 
 
 def samples_of(network: EventNetwork, x: object) -> Array:
-    """(B, T or 1, positions, channels) float32, pixels normalised. Raises ValidityError."""
+    """(B, T or 1, positions, channels) float32, pixels normalised; int16 of a fixed-point network.
+    Raises ValidityError.
+    """
     values = pixel_rule.numbers_of(checked_input(network, x), network.rule)
     return by_sample(values, network.input_shape)
 
@@ -106,6 +108,8 @@ def source_values(
         called = f"{target.name}: the input"
         array = pixel_rule.input_array(inputs, network.rule, called)
         return by_sample(pixel_rule.numbers_of(array, network.rule, called), shape)
+    if kind == "analog" and bound is not None:
+        return by_sample(_whole(target.name, inputs, bound), shape)
     if kind == "analog":
         values = inputs.astype(np.float32)
         if not np.isfinite(values).all():
@@ -123,6 +127,14 @@ def source_values(
         raise errors.ValidityError(
             f"{target.name}: spikes given of neurons of {source} that are not live"
         )
+    return values
+
+
+def _whole(name: str, inputs: Array, bound: int) -> Array:
+    """Currents of integers, int32."""
+    values = inputs.astype(np.int32)
+    if (values != inputs).any() or np.abs(values).max(initial=0) > bound:
+        raise errors.ValidityError(f"{name}: inputs must be whole numbers from -{bound} to {bound}")
     return values
 
 

@@ -128,7 +128,7 @@ class Network:
 
         stream: also what `step` needs. A running stream is left as it is.
         """
-        self.run(np.zeros((1, *self.events.input_shape), np.float32))
+        self.run(self.events.blank)
         if stream:
             self._stream.warm_up()
 

@@ -9,11 +9,16 @@ Three objects may be missing: `rates`, layer names to the expected share of nonz
 (0 to 1), `active`, the same names to the expected share of neurons that give one at any step, and
 `forms`, names of layers with synapses to how these shall run (plan/forms.py).
 
+Format 3 is format 2 of fixed-point networks (docs/fixed-point.md): weights int8, biases int32,
+neurons of integers, `accumulator` in layers with synapses, `unit` in the readout, and `integers`,
+what the network takes.
+
 Format 2 is format 1 with `over_time` in the readout: "sum", "last" or "max" over the steps. A
 network whose scores are the mean over time, as they all are in format 1, is written in format 1.
 """
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +30,22 @@ from soul_deploy.runtime.format.network import EventNetwork, Layer, PixelNormali
 
 FORMAT = "soul-deploy/event/1"
 FORMAT_OVER_TIME = "soul-deploy/event/2"
+FORMAT_FIXED = "soul-deploy/event/3"
 OF_OLD_FILES: reduction.OverTime = "mean"
 
 
 def save_event_network(path: Path | str, network: EventNetwork) -> None:
     """Write an event network atomically."""
     tensors = _tensors(network)
-    form = FORMAT if network.readout.over_time == OF_OLD_FILES else FORMAT_OVER_TIME
-    told = {"format": form, "digest": files.digest(tensors), **_header(network)}
+    told = {"format": format_of(network), "digest": files.digest(tensors), **_header(network)}
     files.write_tensors(path, tensors, told)
+
+
+def format_of(network: EventNetwork) -> str:
+    """The first format that has all that a network needs."""
+    if network.integers is not None:
+        return FORMAT_FIXED
+    return FORMAT if network.readout.over_time == OF_OLD_FILES else FORMAT_OVER_TIME
 
 
 @reads("event")
@@ -46,7 +58,7 @@ def load_event_network(file: files.File, *, max_memory: int | None = None) -> Ev
     """
     opened = files.read_tensors(file, max_memory=max_memory)
     path = opened.path
-    document = opened.document(FORMAT, FORMAT_OVER_TIME)
+    document = opened.document(FORMAT, FORMAT_OVER_TIME, FORMAT_FIXED)
     if files.digest(opened.tensors) != document.get("digest"):
         raise errors.FileFormatError(
             f"{path}: its tensors do not match their digest; the file is damaged"
@@ -81,6 +93,7 @@ def _header(network: EventNetwork) -> dict[str, Any]:
         if norm is None
         else {"mean": list(norm.mean), "std": list(norm.std), "applied_by": "caller"},
         "input_kind": network.input_kind,
+        **({} if network.integers is None else {"integers": asdict(network.integers)}),
         "classes": list(network.classes),
         "source_sha256": network.source_sha256,
         "layers": [layer_codec.header_of(layer) for layer in network.layers],
@@ -91,13 +104,15 @@ def _header(network: EventNetwork) -> dict[str, Any]:
 
 def _readout_header(readout: ReadoutLayer) -> dict[str, Any]:
     told = layer_codec.plain(readout)
-    if readout.over_time == OF_OLD_FILES:
-        del told["over_time"]
+    if readout.unit is None:
+        del told["unit"]
+        if readout.over_time == OF_OLD_FILES:
+            del told["over_time"]
     return told
 
 
 def _readout(document: Mapping[str, Any], tensors: layer_codec.Tensors) -> ReadoutLayer:
-    entry = dict(document["readout"])
+    entry = {"unit": None, **document["readout"]}
     if document["format"] == FORMAT:
         errors.require(
             entry.get("over_time", OF_OLD_FILES) == OF_OLD_FILES,
@@ -108,8 +123,16 @@ def _readout(document: Mapping[str, Any], tensors: layer_codec.Tensors) -> Reado
     return readout
 
 
+def _integers(entry: Mapping[str, Any]) -> pixel_rule.Integers:
+    zero = v.items(entry["zero"])
+    return pixel_rule.Integers(
+        v.integer(entry["low"]), v.integer(entry["high"]), tuple(map(v.integer, zero))
+    )
+
+
 def _network(document: Mapping[str, Any], tensors: layer_codec.Tensors) -> EventNetwork:
     norm = document["normalization"]
+    fixed = document["format"] == FORMAT_FIXED
     network = EventNetwork(
         input_name=v.text(document["input"]["name"]),
         input_shape=v.integers(document["input"]["shape"]),
@@ -127,6 +150,7 @@ def _network(document: Mapping[str, Any], tensors: layer_codec.Tensors) -> Event
         rates=v.by_name(v.number, document.get("rates", {})),
         active=v.by_name(v.number, document.get("active", {})),
         forms=v.by_name(v.text, document.get("forms", {})),
+        integers=_integers(document["integers"]) if fixed else None,
         digest=v.text(document["digest"]),
     )
     surplus = sorted(set(tensors) - set(_tensors(network)))

@@ -17,7 +17,7 @@ from soul_deploy.base import Array, dispatch, errors
 from soul_deploy.runtime.dynamics.equation import DYNAMICS, DynamicsEquation
 from soul_deploy.runtime.dynamics.form import SEND_RULES
 from soul_deploy.runtime.dynamics.parallel import ParallelEquation
-from soul_deploy.runtime.equations import Equation, NeuronEquation
+from soul_deploy.runtime.equations import Equation, FixedEquation, NeuronEquation
 from soul_deploy.runtime.format import json_values as v
 from soul_deploy.runtime.format import layers, map_layers
 from soul_deploy.runtime.format.synapses import ROWS, ConvSynapses, MatrixSynapses, Rows, Synapses
@@ -29,6 +29,8 @@ Tensors = Mapping[str, Array]
 
 SUBTRACT = "subtract"
 PSN = "psn"
+FIXED = "fixed"
+FIXED_NUMBERS = ("multiplier", "shift", "lowest", "highest", "fire", "reset")
 NEURON = "neuron."  # in front of the names of arrays that are a neuron's numbers
 
 
@@ -41,6 +43,9 @@ def layer_arrays(part: Any) -> dict[str, Array]:
             found[item.name] = content
         elif isinstance(content, DynamicsEquation):
             found |= {f"{NEURON}{name}": array for name, array in content.arrays.items()}
+        elif isinstance(content, FixedEquation):
+            numbers = {"threshold": content.threshold, "subtract": content.subtract}
+            found |= {f"{NEURON}{name}": array for name, array in numbers.items()}
         elif isinstance(content, ParallelEquation):
             found |= {f"{NEURON}weight": content.weight, f"{NEURON}bias": content.bias}
         elif is_dataclass(content):
@@ -82,6 +87,12 @@ def _parallel_header(neuron: ParallelEquation) -> dict[str, Any]:
     return {"family": PSN, "fire": neuron.fire}
 
 
+@neuron_header.on(FixedEquation)
+def _fixed_header(neuron: FixedEquation) -> dict[str, Any]:
+    """Threshold and what is subtracted are tensors of the layer."""
+    return {"family": FIXED, **{name: getattr(neuron, name) for name in FIXED_NUMBERS}}
+
+
 @neuron_header.on(NeuronEquation)
 def _leaky_header(neuron: NeuronEquation) -> dict[str, Any]:
     """What a spike takes off, if it isn't the threshold, stands in the place of v_reset, so that a
@@ -110,11 +121,13 @@ def _(layer: layers.Layer) -> dict[str, Any]:
 
 @header_of.on(layers.Synaptic)
 def _(layer: layers.Synaptic) -> dict[str, Any]:
-    synapses = layer.synapses
+    synapses, told = layer.synapses, plain(layer)
+    if layer.accumulator is None:  # as files of float32 always were
+        del told["accumulator"]
     return {
         "operation": layer.operation + synapses.kind,
         "rows": synapses.rows.kind,
-        **plain(layer),
+        **told,
         **plain(synapses),
         "synapses": synapses.rows.synapses,
         **layer.announced,
@@ -190,6 +203,7 @@ def _read_projection(
         entry["synapses"] == rows.synapses,
         f"{name}: {rows.synapses} synapses stored, {entry['synapses']!r} announced",
     )
+    entry = {"accumulator": None, **entry}
     layer: layers.Layer = read_part(kind, name, entry, tensors, synapses=synapses)
     return layer
 
@@ -210,6 +224,8 @@ def _neuron(entry: Entry, layer: str, tensors: Tensors) -> Equation:
         raise TypeError(f"neuron {entry!r} is not an object")
     if entry.get("family") == PSN:
         return _parallel(entry, layer, tensors)
+    if entry.get("family") == FIXED:
+        return _fixed(entry, layer, tensors)
     if "family" in entry:
         return _dynamics(entry, layer, tensors)
     given, reset = {**entry, "v_subtract": None}, entry["v_reset"]
@@ -227,10 +243,21 @@ def _parallel(entry: Entry, layer: str, tensors: Tensors) -> ParallelEquation:
     return ParallelEquation(weight, bias, entry["fire"])
 
 
+def _fixed(entry: Entry, layer: str, tensors: Tensors) -> FixedEquation:
+    keys = [f"{layer}/{NEURON}{name}" for name in ("threshold", "subtract")]
+    for key in keys:
+        errors.require(key in tensors, f"tensor {key} is missing")
+    multiplier, shift, lowest, highest = (v.integer(entry[name]) for name in FIXED_NUMBERS[:4])
+    threshold, subtract = (tensors[key] for key in keys)
+    return FixedEquation(
+        multiplier, shift, lowest, highest, threshold, subtract, entry["fire"], entry["reset"]
+    )  # fmt: skip
+
+
 def _dynamics(entry: Entry, layer: str, tensors: Tensors) -> DynamicsEquation:
     """Raises FileFormatError for an unknown family or other numbers than it has."""
     family = v.text(entry["family"])
-    known = ", ".join([*DYNAMICS, PSN])
+    known = ", ".join([*DYNAMICS, PSN, FIXED])
     errors.require(family in DYNAMICS, f"neuron {family!r}; known: {known}")
     names, numbers = DYNAMICS[family].constants, entry["constants"]
     errors.require(
@@ -256,9 +283,9 @@ FIELDS: Mapping[str, Callable[[Any], Any]] = {
     **dict.fromkeys(("bound", "grid"), partial(v.optional, v.integer)),
     **dict.fromkeys(("space", "chosen"), v.truth),
     **dict.fromkeys(("constant", "v_threshold"), v.number),
-    **dict.fromkeys(("v_reset", "v_subtract"), partial(v.optional, v.number)),
+    **dict.fromkeys(("v_reset", "v_subtract", "unit"), partial(v.optional, v.number)),
     **dict.fromkeys(  # checked by class
-        ("edge", "function", "charge", "fire", "over_time"), lambda name: name
+        ("edge", "function", "charge", "fire", "over_time", "accumulator"), lambda name: name
     ),
     "sources": lambda names: tuple(map(v.text, v.items(names))),
     "alternatives": lambda entries: tuple(

@@ -1,4 +1,4 @@
-"""What any layer says of itself; layers with synapses or neurons, and every rule that they obey.
+"""Layers with synapses or neurons, and every rule that they obey.
 
 An object that exists is valid (see network.py). Values are uint8 where spikes or small integers
 travel, float32 where analog values do; a layer's inputs come from layers before it.
@@ -14,115 +14,15 @@ import numpy as np
 
 from soul_deploy.base import Array, brief
 from soul_deploy.base.errors import require
-from soul_deploy.runtime.equations import Equation
-from soul_deploy.runtime.format import validate
+from soul_deploy.runtime.equations import Equation, FixedEquation
+from soul_deploy.runtime.format import bounds, validate
+from soul_deploy.runtime.format.layer import Alternative as Alternative
+from soul_deploy.runtime.format.layer import Layer as Layer
+from soul_deploy.runtime.format.layer import MapLayer as MapLayer
+from soul_deploy.runtime.format.layer import OneSource as OneSource
+from soul_deploy.runtime.format.layer import live_count
 from soul_deploy.runtime.format.synapses import Synapses
 from soul_deploy.runtime.format.validate import Edge, EdgeKind, Shape
-
-
-@dataclass(frozen=True)
-class Layer:
-    """A layer of an event network; the family of the tables over layers.
-
-    operation  what files call the layer
-    what       the layer's kind, for messages
-    stateful   whether the layer gives other values at each step of a constant input
-    """
-
-    operation: ClassVar[str]
-    what: ClassVar[str]
-    stateful: ClassVar[bool] = False
-    name: str
-
-    if TYPE_CHECKING:  # a field of one class is a property of another
-
-        @property
-        def sources(self) -> tuple[str, ...]:
-            """The layers (or the input) whose outputs arrive."""
-
-        @property
-        def in_shape(self) -> Shape:
-            """Shape of what arrives."""
-
-        @property
-        def out_shape(self) -> Shape:
-            """Shape of what leaves."""
-
-        @property
-        def pattern(self) -> Array | None:
-            """Spikes of generated channels, as at SpikingLayer; None: there are none."""
-
-    else:
-        pattern = None
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """What the layer may be called by."""
-        return (self.name,)
-
-    @property
-    def live_neurons(self) -> Array | None:
-        """bool (n,), channel-last: which neurons exist; None: all, or there are none."""
-        return None
-
-    @property
-    def announced(self) -> dict[str, int | None]:
-        """Counts by which a file says how many neurons are live and channels generated."""
-        return {}
-
-    def edge_of(self, arriving: Sequence[Edge]) -> Edge:
-        """What leaves, from what arrives, one edge for each source. Raises FileFormatError."""
-        raise NotImplementedError
-
-    def check_steps(self, time_steps: int, *, fixed: bool) -> None:
-        """Raise FileFormatError unless the layer runs in a network of T = `time_steps`.
-
-        fixed: whether the network is valid for this T only.
-        """
-
-    def check_source(self, source: "Layer") -> None:
-        """Raise FileFormatError unless the layer's content fits its source's."""
-
-
-class OneSource(Layer):
-    """A layer that takes what `source` gives: the input or one layer."""
-
-    source: str
-
-    @property
-    def sources(self) -> tuple[str, ...]:
-        return (self.source,)
-
-
-class MapLayer(Layer):
-    """A layer without synapses and neurons: maps to a map, step by step."""
-
-
-@dataclass(frozen=True)
-class Alternative:
-    """A representation that the export considered; informative, execution does not depend on it.
-
-    kind       "dense", "sparse" or "explicit"
-    bytes      size of its rows and bias
-    additions  synaptic additions if every presynaptic neuron spikes once
-    chosen     whether the layer has it
-    """
-
-    kind: str
-    bytes: int
-    additions: int
-    chosen: bool
-
-    def __post_init__(self) -> None:
-        require(
-            self.kind in ("dense", "sparse", "explicit") and min(self.bytes, self.additions) >= 0,
-            f"alternative {self.kind!r} of {self.bytes} bytes and {self.additions} additions",
-        )
-
-
-def live_count(live: Array | None) -> dict[str, int | None]:
-    """What a file says of a live mask."""
-    return {"live": None if live is None else int(live.sum())}
 
 
 class Firing(Layer):
@@ -214,6 +114,7 @@ class Synaptic(OneSource):
     grid: int | None
     live: Array | None
     alternatives: tuple[Alternative, ...]
+    accumulator: bounds.Accumulator | None
 
     if TYPE_CHECKING:
 
@@ -244,6 +145,26 @@ class Synaptic(OneSource):
         validate.require_edge(self.name, self.edge, self.bound)
         grid = self.grid  # one that float32 has
         require(grid is None or 0 <= grid <= 60, f"{self.name}: grid {grid} not in 0..60")
+        fixed = self.synapses.fixed
+        require(
+            self.edge != "analog" or (self.bound is not None) == fixed,
+            f"{self.name}: {'integer' if fixed else 'float32'} weights on an analog edge with "
+            f"bound {self.bound}",
+        )
+        wanted = None if self.current_bound is None else bounds.accumulator_for(self.current_bound)
+        require(
+            self.accumulator == wanted,
+            f"{self.name}: sums in {self.accumulator}, where the weights ask for {wanted}",
+        )
+
+    @cached_property
+    def current_bound(self) -> int | None:
+        """The largest magnitude that integer weights give a current; None: of float32. Raises
+        LimitError beyond MOST_CURRENT.
+        """
+        if not self.synapses.fixed:
+            return None
+        return bounds.current_bound(self.synapses, self.bound or 1)
 
     def _check_targets(self) -> None:
         """Raise FileFormatError if an explicit row leads to a target that is not live."""
@@ -303,6 +224,7 @@ class SpikingLayer(Firing, Synaptic):
     pattern     uint8 (T, G) of 0/1: the spikes, at live positions, of G constant-pattern channels.
                 They stand behind those of the current, without synapses or state. None: G is 0
     alternatives  the representations weighed at export
+    accumulator   the type in which integer weights are summed, as their bound says; None: float32
     """
 
     operation: ClassVar[str] = ""
@@ -317,10 +239,12 @@ class SpikingLayer(Firing, Synaptic):
     live: Array | None = None
     pattern: Array | None = None
     alternatives: tuple[Alternative, ...] = ()
+    accumulator: bounds.Accumulator | None = None
 
     def __post_init__(self) -> None:
         self._check_synapses()
         self._check_neurons()
+        require_kind(self, fixed=self.synapses.fixed)
         self._check_targets()
 
     @property
@@ -351,12 +275,17 @@ class CurrentLayer(Synaptic):
     grid: int | None = None
     live: Array | None = None
     alternatives: tuple[Alternative, ...] = ()
+    accumulator: bounds.Accumulator | None = None
 
     def __post_init__(self) -> None:
         self._check_synapses()
         size = math.prod(self.out_shape)
         validate.require_array(f"{self.name}: live", self.live, np.bool_, (size,))
         self._check_targets()
+
+    @property
+    def leaving(self) -> Edge:
+        return "analog", self.current_bound
 
     @property
     def projection(self) -> str:
@@ -390,8 +319,17 @@ class PopulationLayer(OneSource, Firing):
         return self.in_shape
 
     def edge_of(self, arriving: Sequence[Edge]) -> Edge:
-        kind, _ = arriving[0]
+        kind, bound = arriving[0]
         require(
             kind == "analog", f"{self.name}: neurons take a current, but {self.source} is {kind}"
         )
+        require_kind(self, fixed=bound is not None)
         return self.sends
+
+
+def require_kind(layer: Firing, *, fixed: bool) -> None:
+    """Raise FileFormatError unless neurons of integers take integers, and others float32."""
+    require(
+        isinstance(layer.neuron, FixedEquation) == fixed,
+        f"{layer.name}: {'integer' if fixed else 'float32'} currents to neurons of the other kind",
+    )

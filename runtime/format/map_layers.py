@@ -9,7 +9,7 @@ import numpy as np
 
 from soul_deploy.base import Array, brief, reduction
 from soul_deploy.base.errors import require
-from soul_deploy.runtime.format import layers, validate
+from soul_deploy.runtime.format import bounds, layers, validate
 from soul_deploy.runtime.format.synapses import Pair
 from soul_deploy.runtime.format.validate import Edge, Shape
 
@@ -96,9 +96,10 @@ class MergeLayer(layers.MapLayer):
         if self.function != "add":
             require(kinds == {"spike"}, f"{self.name}: {self.function} takes spikes only")
             return "spike", 1
+        limits = [bound for _, bound in arriving if bound is not None]
+        bound = sum(limits)
         if "analog" in kinds:
-            return "analog", None
-        bound = sum(bound or 0 for _, bound in arriving)
+            return "analog", bounds.require_current(bound) if len(limits) == len(arriving) else None
         kind: validate.EdgeKind = "signed" if "signed" in kinds else "graded"
         validate.require_edge(self.name, kind, bound)
         return kind, bound
@@ -142,12 +143,13 @@ class ReadoutLayer:
     """Class scores from spike sums: sum over time (and space), weigh or vote, scale, add the bias.
 
     space      the sums run over H and W too, so that there are C of them; otherwise one per neuron
-    weight     float32 (classes, sums), neurons in channel-last order, or None: the sums of `votes`
-               neighbours are added
-    bias       float32 (classes,) or None
+    weight     float32 or int8 (classes, sums), neurons in channel-last order, or None: the sums of
+               `votes` neighbours are added
+    bias       float32 (classes,), int32 of int8 weights, or None
     divisor    scores are scaled by 1 / divisor, of a mean over time by 1 / (steps · divisor)
     over_time  what becomes of the steps: their "mean", "sum", "last" or "max"
                (soul_deploy/base/reduction.py)
+    unit       what the integer 1 of int8 weights stands for; None: float32
     """
 
     name: str
@@ -160,6 +162,7 @@ class ReadoutLayer:
     votes: int
     divisor: int
     over_time: reduction.OverTime = "mean"
+    unit: float | None = None
 
     def __post_init__(self) -> None:
         validate.require_shape("readout input", self.in_shape)
@@ -178,7 +181,17 @@ class ReadoutLayer:
             f"{self.name}: a sum over space of {self.in_shape}",
         )
         shape = (self.classes, self.sums)
-        validate.require_array(f"{self.name}: weights", self.weight, np.float32, shape)
+        validate.require_weights(f"{self.name}: weights", self.weight, shape)
+        require(
+            (self.unit is not None) == self.fixed,
+            f"{self.name}: unit {self.unit} with weights of "
+            f"{None if self.weight is None else self.weight.dtype}",
+        )
+        unit = 1.0 if self.unit is None else self.unit
+        with np.errstate(over="ignore", under="ignore"):
+            small = np.float32(unit / (validate.MAX_NEURONS * validate.MAX_STEPS))
+            usable = small > 0 and np.isfinite(np.float32(unit))
+        require(usable, f"{self.name}: unit {self.unit} is no usable float32 above 0")
         if self.weight is not None:
             require(self.votes == 1, f"{self.name}: votes together with weights")
         else:
@@ -186,11 +199,28 @@ class ReadoutLayer:
                 self.space == (len(self.in_shape) == 3) and self.sums == self.classes * self.votes,
                 f"{self.name}: {self.sums} sums for {self.classes} classes of {self.votes} votes",
             )
-        validate.require_array(f"{self.name}: bias", self.bias, np.float32, (self.classes,))
+        kind = np.int32 if self.fixed else np.float32
+        validate.require_array(f"{self.name}: bias", self.bias, kind, (self.classes,))
 
     @property
     def sources(self) -> tuple[str, ...]:
         return (self.source,)
+
+    @property
+    def fixed(self) -> bool:
+        """Whether the head is of integers."""
+        return self.weight is not None and self.weight.dtype == np.int8
+
+    def score_bound(self, most: int, steps: int) -> int:
+        """The largest magnitude of a class's integer, before it is multiplied; most: of a value
+        that arrives.
+        """
+        each = self.votes
+        if self.weight is not None:
+            each = int(np.abs(self.weight.astype(np.int64)).sum(axis=1).max(initial=0))
+        positions = math.prod(self.in_shape) // self.sums
+        bias = 0 if self.bias is None else int(np.abs(self.bias.astype(np.int64)).max(initial=0))
+        return steps * (each * positions * most + bias)
 
     @property
     def sums(self) -> int:
@@ -198,8 +228,9 @@ class ReadoutLayer:
         return self.in_shape[0] if self.space else math.prod(self.in_shape)
 
     def scale(self, steps: int) -> float:
-        """1 / divisor, of a mean over time 1 / (steps · divisor)."""
-        return 1.0 / (reduction.divisor(self.over_time, steps) * self.divisor)
+        """1 / divisor, of a mean over time 1 / (steps · divisor); unit instead of 1."""
+        unit = 1.0 if self.unit is None else self.unit
+        return unit / (reduction.divisor(self.over_time, steps) * self.divisor)
 
     def weighings(self, steps: int) -> tuple[slice, ...]:
         """As `reduction.weighings`."""

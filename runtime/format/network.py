@@ -17,8 +17,8 @@ from typing import TypeVar
 
 import numpy as np
 
-from soul_deploy.base import brief, errors, pixel_rule
-from soul_deploy.runtime.format import validate
+from soul_deploy.base import Array, brief, errors, pixel_rule
+from soul_deploy.runtime.format import bounds, validate
 from soul_deploy.runtime.format.layers import (
     Alternative,
     CurrentLayer,
@@ -78,6 +78,7 @@ class EventNetwork:
                               name; measured at export, of some layers that give spikes or events
     active                    expected share of a layer's neurons that give a nonzero value at any
                               of the T steps, by name; of some of the layers that have a rate
+    integers                  what a fixed-point network takes; None: a network of float32
     forms                     how the synapses of some layers shall run, by name (plan/forms.py)
     edges                     what the input and every layer give; derived
     """
@@ -96,6 +97,7 @@ class EventNetwork:
     rates: Mapping[str, float] = field(default_factory=dict)
     active: Mapping[str, float] = field(default_factory=dict)
     forms: Mapping[str, str] = field(default_factory=dict)
+    integers: pixel_rule.Integers | None = None
     digest: str | None = field(default=None, compare=False)
     edges: Mapping[str, Edge] = field(init=False, repr=False, compare=False)
 
@@ -112,7 +114,7 @@ class EventNetwork:
         )
         self._check_input()
         shapes: dict[str, Shape] = {self.input_name: self.input_shape}
-        edges: dict[str, Edge] = {self.input_name: ("analog", None)}
+        edges: dict[str, Edge] = {self.input_name: ("analog", self._input_bound())}
         for layer in self.layers:
             self._check_place(layer, shapes)
             layer.check_steps(self.time_steps, fixed=self.fixed_steps)
@@ -133,6 +135,7 @@ class EventNetwork:
                     f"{name}: {self.time_steps} steps of {shape} given; the limit is "
                     f"{validate.MAX_VALUES} values"
                 )
+        self._check_numbers(edges[source][1])
         object.__setattr__(self, "edges", edges)
         self._check_expectations()
 
@@ -172,6 +175,55 @@ class EventNetwork:
                 f"normalisation of {len(norm.mean)} channels for {self.input_shape}",
             )
 
+    def _input_bound(self) -> int | None:
+        """The largest magnitude of the integers that come in; None: float32."""
+        given, name = self.integers, self.input_name
+        if given is None:
+            return None
+        errors.require(
+            -bounds.MOST_INPUT <= given.low <= 0 < given.high <= bounds.MOST_INPUT,
+            f"{name}: integers from {given.low} to {given.high}; 0 lies between, both in int16",
+        )
+        kinds = ("images", "counts", "spikes")
+        errors.require(
+            self.input_kind in kinds,
+            f"{name}: integers of {self.input_kind}; valid: {', '.join(kinds)}",
+        )
+        errors.require(self.normalization is None, f"{name}: integers that are normalised")
+        zero = given.zero or (0,)
+        errors.require(
+            len(zero) in (1, self.input_shape[0]) and all(0 <= z <= 255 for z in zero),
+            f"{name}: zeros {zero} of pixels for {self.input_shape}",
+        )
+        if self.input_kind == "images":
+            errors.require(
+                given.low <= -max(zero) and 255 - min(zero) <= given.high,
+                f"{name}: pixels less {zero} do not lie from {given.low} to {given.high}",
+            )
+        return max(-given.low, given.high)
+
+    def _check_numbers(self, scored: int | None) -> None:
+        """All weights are integers or none are; scores fit their type. scored: the largest value
+        that the readout takes.
+        """
+        fixed, readout = self.integers is not None, self.readout
+        for layer in self.projected:
+            errors.require(
+                layer.synapses.fixed == fixed,
+                f"{layer.name}: {layer.synapses.rows.weight.dtype} weights in a network of "
+                f"{'integers' if fixed else 'float32'}",
+            )
+        errors.require(
+            readout.weight is None or readout.fixed == fixed,
+            f"{readout.name}: a head of the other kind than the layers",
+        )
+        if fixed:
+            bound = readout.score_bound(scored or 1, self.time_steps)
+            if bound > bounds.MOST_SCORE:
+                raise errors.LimitError(
+                    f"{readout.name}: scores up to {bound:,}; the limit is {bounds.MOST_SCORE:,}"
+                )
+
     def _check_place(self, layer: "Layer | ReadoutLayer", shapes: Mapping[str, Shape]) -> None:
         """The layer's sources must be earlier layers, with the shape that the layer takes."""
         name = layer.name
@@ -189,8 +241,19 @@ class EventNetwork:
         norm = self.normalization
         mean, std = ((), ()) if norm is None else (norm.mean, norm.std)
         return pixel_rule.InputRule(
-            self.input_shape, self.time_steps, mean, std, kind=self.input_kind
+            self.input_shape,
+            self.time_steps,
+            mean,
+            std,
+            kind=self.input_kind,
+            integers=self.integers,
         )
+
+    @property
+    def blank(self) -> Array:
+        """A sample of zeros, as the network takes it."""
+        kind = np.float32 if self.integers is None else np.int16
+        return np.zeros((1, *self.input_shape), kind)
 
     @cached_property
     def by_name(self) -> dict[str, Layer]:

@@ -37,12 +37,23 @@ class Rows:
 
         @property
         def weight(self) -> Array:
-            """float32: the weights, in the order of rows."""
+            """float32, or int8 of fixed-point networks: the weights, in the order of rows."""
 
     @property
     def synapses(self) -> int:
         """Nonzero weights stored."""
         return int(np.count_nonzero(self.weight))
+
+    @property
+    def fixed(self) -> bool:
+        """Whether the weights are integers."""
+        return self.weight.dtype == np.int8
+
+    def magnitudes(self, blocks: int, width: int) -> Array:
+        """int64 (width,): of each target, the sum of its weights' magnitudes. blocks: as of the
+        synapses.
+        """
+        raise NotImplementedError
 
     @property
     def arrays(self) -> tuple[Array, ...]:
@@ -66,7 +77,7 @@ class Rows:
 class DenseRows(Rows):
     """One contiguous row of weights per presynaptic unit.
 
-    weight  float32: (n_in, n_out), or for a convolution (C_in, kh, kw, C_out / groups)
+    weight  float32 or int8: (n_in, n_out), or for a convolution (C_in, kh, kw, C_out / groups)
     """
 
     kind: ClassVar[str] = "dense"
@@ -78,7 +89,12 @@ class DenseRows(Rows):
         return np.asarray(np.count_nonzero(self.weight, axis=-1), np.int64).reshape(-1)
 
     def check(self, name: str, shape: Shape, count: int, width: int) -> None:
-        validate.require_array("weights", self.weight, np.float32, shape)
+        validate.require_weights("weights", self.weight, shape)
+
+    def magnitudes(self, blocks: int, width: int) -> Array:
+        sizes = np.abs(self.weight.astype(np.int16))
+        by_block = sizes.reshape(blocks, -1, self.weight.shape[-1])
+        return np.asarray(by_block.sum(axis=1, dtype=np.int64).reshape(-1))
 
 
 @brief
@@ -88,7 +104,7 @@ class SparseRows(Rows):
 
     starts   uint32 (rows + 1,)
     targets  uint32 (synapses,): target neuron, or for a convolution target channel
-    weight   float32 (synapses,), no zeros
+    weight   float32 or int8 (synapses,), no zeros
     """
 
     kind: ClassVar[str] = "sparse"
@@ -114,7 +130,7 @@ class SparseRows(Rows):
         starts, targets, weight = self.arrays
         validate.require_array(f"{name}: starts", starts, np.uint32, (count + 1,))
         validate.require_array(f"{name}: targets", targets, np.uint32, targets.shape[:1])
-        validate.require_array(f"{name}: weights", weight, np.float32, targets.shape)
+        validate.require_weights(f"{name}: weights", weight, targets.shape)
         errors.require(
             starts[0] == 0 and starts[-1] == len(targets) and (starts[1:] >= starts[:-1]).all(),
             f"{name}: row starts do not rise from 0 to the number of synapses, {len(targets)}",
@@ -131,6 +147,10 @@ class SparseRows(Rows):
                 not inside[falls].any(), f"{name}: targets of a row are not strictly rising"
             )
             errors.require((weight != 0).all(), f"{name}: a stored synapse has weight 0")
+
+    def magnitudes(self, blocks: int, width: int) -> Array:
+        sizes = np.abs(self.weight.astype(np.int16))
+        return np.bincount(self.targets, sizes, minlength=width).astype(np.int64)
 
 
 ROWS: tuple[type[Rows], ...] = (DenseRows, SparseRows)
@@ -151,6 +171,20 @@ class Synapses:
     out_shape: Shape
     rows: Rows
     bias: Array | None
+
+    @property
+    def fixed(self) -> bool:
+        """Whether weights are int8 and biases int32, as in a fixed-point network."""
+        return self.rows.fixed
+
+    @property
+    def row_targets(self) -> int:
+        """Targets that rows lead to: neurons, or output channels of shared rows."""
+        return self.out_shape[0] if self.shared else math.prod(self.out_shape)
+
+    def _check_bias(self, shape: Shape) -> None:
+        kind = np.int32 if self.fixed else np.float32
+        validate.require_array("bias", self.bias, kind, shape)
 
     @property
     def explicit_rows(self) -> SparseRows | None:
@@ -187,7 +221,7 @@ class ConvSynapses(Synapses):
     kernel is stored mirrored, so that an event's targets rise with i and j.
 
     rows      DenseRows (C_in, kh, kw, C_out / groups), or SparseRows of C_in·kh·kw rows
-    bias      float32 (C_out,) or None
+    bias      float32 (C_out,), int32 of int8 weights, or None
     reach     (H', W'): events at y >= H' or x >= W' have no targets (a pooling composed into the
               kernel leaves out the far border)
     """
@@ -226,7 +260,7 @@ class ConvSynapses(Synapses):
             )
         shape = (self.in_shape[0], *self.kernel, self.out_shape[0] // self.groups)
         self.rows.check("convolution", shape, self.row_count, self.out_shape[0])
-        validate.require_array("bias", self.bias, np.float32, self.out_shape[:1])
+        self._check_bias(self.out_shape[:1])
 
     @property
     def convolution(self) -> "ConvSynapses":
@@ -270,7 +304,8 @@ class MatrixSynapses(Synapses):
     """Synapses of a matrix: row j holds the weights from neuron j (channel-last index).
 
     rows    DenseRows (n_in, n_out) or SparseRows of n_in rows; targets are channel-last indices
-    bias    float32 (n_out,), channel-last, or (C_out,), the same at every position, or None
+    bias    float32, int32 of int8 weights, (n_out,), channel-last, or (C_out,), the same at every
+            position, or None
     """
 
     kind: ClassVar[str] = "matrix"
@@ -283,7 +318,7 @@ class MatrixSynapses(Synapses):
         self.rows.check("matrix", size, *size)
         shared = self.bias is not None and self.bias.shape == self.out_shape[:1]
         shape = self.out_shape[:1] if shared else size[1:]
-        validate.require_array("bias", self.bias, np.float32, shape)
+        self._check_bias(shape)
 
     @property
     def explicit_rows(self) -> SparseRows | None:

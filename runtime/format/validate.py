@@ -10,7 +10,14 @@ from soul_deploy.base import Array, dispatch, errors
 from soul_deploy.runtime.dynamics.equation import DYNAMICS, DynamicsEquation
 from soul_deploy.runtime.dynamics.form import BINARY
 from soul_deploy.runtime.dynamics.parallel import ParallelEquation
-from soul_deploy.runtime.equations import CHARGE, FIRE, Equation, NeuronEquation
+from soul_deploy.runtime.equations import (
+    CHARGE,
+    FIRE,
+    FIXED_RESETS,
+    Equation,
+    FixedEquation,
+    NeuronEquation,
+)
 
 Shape = tuple[int, ...]
 
@@ -24,10 +31,14 @@ MAX_KERNEL_REACH = 1 << 20
 MAX_GRADED = 255  # events carry their value in one byte
 
 MAX_SIGNED = 127  # the same with a sign
+MAX_SHIFT = 15  # of a fixed-point leak
+MAX_MEMBRANE = 1 << 29  # of a fixed-point membrane
 
 EdgeKind = Literal["spike", "graded", "signed", "analog"]
 Edge = tuple[EdgeKind, int | None]
-"""What travels, and the largest value (signed: magnitude) where these are integers."""
+"""What travels, and the largest value (signed, analog: magnitude) where these are integers: analog
+values are those in fixed-point networks.
+"""
 
 
 def edge_between(low: int, high: int) -> Edge:
@@ -51,6 +62,15 @@ def require_array(name: str, array: Array | None, dtype: npt.DTypeLike, shape: S
     errors.require(array.flags.c_contiguous, f"{name} is not contiguous")
     if array.dtype.kind == "f":
         errors.require(np.isfinite(array).all(), f"{name} holds values that are not finite")
+
+
+def require_weights(name: str, array: Array | None, shape: Shape) -> None:
+    """As `require_array`, of float32 or of int8 from -127 to 127."""
+    if array is None or array.dtype != np.int8:
+        require_array(name, array, np.float32, shape)
+        return
+    require_array(name, array, np.int8, shape)
+    errors.require(array.min(initial=0) >= -MAX_SIGNED, f"{name} hold -128; int8 from -127 to 127")
 
 
 def require_shape(name: str, shape: Shape) -> None:
@@ -115,6 +135,43 @@ def _parallel(neuron: ParallelEquation, name: str) -> None:
     require_array(f"{name}: neuron weight", neuron.weight, np.float32, (steps, steps))
 
 
+@require_neuron.on(FixedEquation)
+def _fixed(neuron: FixedEquation, name: str) -> None:
+    """Thresholds are above rest, the product of the leak and every sum fit 32 bits."""
+    n, one = neuron, np.int64(neuron.fire == "ge")
+    errors.require(n.fire in FIRE, f"{name}: fire {n.fire!r}; known: {', '.join(FIRE)}")
+    known = ", ".join(FIXED_RESETS)
+    errors.require(n.reset in FIXED_RESETS, f"{name}: reset {n.reset!r}; known: {known}")
+    errors.require(
+        0 <= n.shift <= MAX_SHIFT and 0 <= n.multiplier <= 1 << n.shift,
+        f"{name}: a leak of {n.multiplier} / 2^{n.shift}; the shift is 0 to {MAX_SHIFT}, the "
+        "quotient from 0 to 1",
+    )
+    errors.require(
+        -MAX_MEMBRANE <= n.lowest <= 0 < n.highest < MAX_MEMBRANE,
+        f"{name}: a membrane from {n.lowest} to {n.highest}; 0 lies between, both within 2^29",
+    )
+    most = max(-n.lowest, n.highest) * n.multiplier
+    errors.require(
+        most < 1 << 31,
+        f"{name}: a membrane from {n.lowest} to {n.highest} times {n.multiplier} exceeds 32 bits",
+    )
+    for called, number in (("threshold", n.threshold), ("subtract", n.subtract)):
+        errors.require(
+            number.dtype == np.int32 and number.ndim <= 1 and number.size > 0,
+            f"{name}: {called} is {number.dtype}{number.shape}, expected int32 () or (C,)",
+        )
+    errors.require(
+        (n.threshold >= one).all(),
+        f"{name}: a threshold of {n.threshold.min()}, at which a neuron at rest fires",
+    )
+    errors.require(
+        (n.subtract >= 0).all() and (n.subtract <= -n.lowest).all(),
+        f"{name}: a spike takes off {n.subtract.min()} to {n.subtract.max()}; it is from 0 to "
+        f"{-n.lowest}, the membrane's lowest value without its sign",
+    )
+
+
 @require_neuron.on(NeuronEquation)
 def _leaky(neuron: NeuronEquation, name: str) -> None:
     errors.require(
@@ -143,6 +200,12 @@ def _leaky(neuron: NeuronEquation, name: str) -> None:
 
 def require_numbers(neuron: Equation, name: str, shape: Shape) -> None:
     """Raise FileFormatError for numbers that neurons of this shape cannot have."""
+    if isinstance(neuron, FixedEquation):
+        for called, number in (("threshold", neuron.threshold), ("subtract", neuron.subtract)):
+            errors.require(
+                number.shape in ((), shape[:1]) and number.flags.c_contiguous,
+                f"{name}: {called} is {number.dtype}{number.shape}, for neurons {shape}",
+            )
     if not isinstance(neuron, DynamicsEquation):
         return
     for called, array in neuron.arrays.items():
@@ -189,10 +252,11 @@ def _written(neuron: DynamicsEquation) -> str:
 def require_edge(name: str, edge: EdgeKind, bound: int | None) -> None:
     """Raise FileFormatError for an edge that cannot be, LimitError for values beyond a byte."""
     errors.require(edge in get_args(EdgeKind), f"{name}: edge {edge!r}")
-    valid = {"spike": bound == 1, "analog": bound is None}.get(
-        edge, bound is not None and bound >= 1
-    )
+    some = bound is not None and bound >= 1
+    valid = {"spike": bound == 1, "analog": bound is None or some}.get(edge, some)
     errors.require(valid, f"{name}: a {edge} edge with bound {bound}")
+    if edge == "analog":
+        return
     most = MAX_SIGNED if edge == "signed" else MAX_GRADED
     if bound is not None and bound > most:
         raise errors.LimitError(f"{name}: values up to {bound}; an event carries at most {most}")

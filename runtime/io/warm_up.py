@@ -98,8 +98,8 @@ def _warm(path: Path, counts: bool, max_memory: int | None) -> WarmNetwork:
 
 def _blanks(events: EventNetwork) -> Iterable[Any]:
     """An input that stays, and one that is given for each step."""
-    yield np.zeros((1, *events.input_shape), np.float32)
-    yield np.zeros((events.time_steps, 1, *events.input_shape), np.float32)
+    yield events.blank
+    yield np.repeat(events.blank[None], events.time_steps, axis=0)
 
 
 def _run_blank(network: Network, inputs: Iterable[Any], counts: bool) -> None:

@@ -25,10 +25,10 @@ import numpy as np
 from numba.extending import register_jitable
 
 from soul_deploy.base import Array
-from soul_deploy.runtime import equations
 from soul_deploy.runtime.kernels.cache import cached_njit
 from soul_deploy.runtime.kernels.fours import STEP_BITS, sums_of_fours
 from soul_deploy.runtime.kernels.simd import VECTOR, transpose_block
+from soul_deploy.runtime.kernels.steps import Form, Numbers, step_of
 
 Kernel = Callable[..., None]
 
@@ -184,11 +184,8 @@ def leave(
 
 
 @cache
-def convolve_kernel(
-    charge: equations.ChargeForm, fire: equations.FireRule, soft_reset: bool, steps: int,
-    lines: int, held: int,
-) -> Kernel:  # fmt: skip
-    """The kernel for one equation form and a chunk of so many steps, in tiles of `lines` vectors
+def convolve_kernel(form: Form, steps: int, lines: int, held: int) -> Kernel:
+    """The kernel for one form of neurons and a chunk of so many steps, in tiles of `lines` vectors
     of integers that hold `held` words each: wide = lines · VECTOR integers, lanes = held · wide.
 
     source (C, length); the weights of output channel c stand from starts[c] to starts[c + 1], in
@@ -199,24 +196,20 @@ def convolve_kernel(
     uint32 (wide · CHANNELS,). words uint32 (C_out, ...): spikes, `held` words each, written from
     `front` on.
     """
-    reset = equations.reset_soft if soft_reset else equations.reset_hard
-    parts = equations.CHARGE[charge], equations.FIRE[fire], reset
-    return _make_convolve(*parts, steps, lines, held)
+    return _make_convolve(*step_of(form), steps, lines, held)
 
 
 def _make_convolve(
-    charge: Callable[..., Any], fire: Callable[..., Any], reset: Callable[..., Any],
-    steps: int, lines: int, held: int,
-) -> Kernel:  # fmt: skip
+    rest: Callable[..., Any], after: Callable[..., Any], steps: int, lines: int, held: int
+) -> Kernel:
     wide, bits = lines * VECTOR, 32 // held
     lanes, apart = wide * held, wide * CHANNELS
 
     @cached_njit
     def convolve(
         source: Array, starts: Array, places: Array, weight: Array, bias: Array, live: Array,
-        constant: np.float32, threshold: np.float32, rest: np.float32, target: np.float32,
-        carry: bool, keep: bool, v: Array, first: int, last: int, front: int, sums: Array,
-        membrane: Array, fired: Array, words: Array,
+        numbers: Numbers, carry: bool, keep: bool, v: Array, first: int, last: int, front: int,
+        sums: Array, membrane: Array, fired: Array, words: Array,
     ) -> None:  # fmt: skip
         """Currents and neurons of the parts from `first` to `last`: see `convolve_kernel`."""
         flat, channels, parts = source.reshape(-1), len(starts) - 1, parts_of(len(starts) - 1)
@@ -230,7 +223,7 @@ def _make_convolve(
                         flat, at, places, weight, begin, end, bias[begun + i], sums, i * wide,
                         apart, lines, steps,
                     )  # fmt: skip
-                membrane[:] = rest
+                membrane[:] = rest(numbers)
                 if carry:
                     take_over(v[begun : begun + count, at : at + lanes], wide, membrane)
                 fired[:] = 0
@@ -239,11 +232,8 @@ def _make_convolve(
                         bit, row = np.uint32(1 << h * bits + STEP_BITS * t), (t * held + h) * apart
                         arriving, state = sums[row : row + apart], membrane[h]
                         for j in range(count * wide):
-                            potential = charge(state[j], arriving[j], constant, rest, threshold)
-                            spike = fire(potential, threshold)
+                            spike, state[j] = after(state[j], arriving[j], numbers, begun)
                             fired[j] |= bit if spike else np.uint32(0)
-                            fires = np.float32(1) if spike else np.float32(0)
-                            state[j] = reset(potential, fires, target)
                 leave(fired, live, begun, count, tile * wide, front, wide, words)
                 if keep:
                     keep_for_later(membrane, wide, v[begun : begun + count, at : at + lanes])
@@ -252,22 +242,16 @@ def _make_convolve(
 
 
 @cache
-def update_kernel(
-    charge: equations.ChargeForm, fire: equations.FireRule, soft_reset: bool
-) -> Kernel:
-    """The update of neurons whose currents other kernels left, for one equation form."""
-    reset = equations.reset_soft if soft_reset else equations.reset_hard
-    return _make_update(equations.CHARGE[charge], equations.FIRE[fire], reset)
+def update_kernel(form: Form) -> Kernel:
+    """The update of neurons whose currents other kernels left, for one form of neurons."""
+    return _make_update(*step_of(form))
 
 
-def _make_update(
-    charge: Callable[..., Any], fire: Callable[..., Any], reset: Callable[..., Any]
-) -> Kernel:
+def _make_update(rest: Callable[..., Any], after: Callable[..., Any]) -> Kernel:
     @cached_njit
     def update(
-        current: Array, columns: int, pitch: int, constant: np.float32, threshold: np.float32,
-        rest: np.float32, target: np.float32, carry: bool, v: Array, live: Array, steps: int,
-        first: int, last: int, front: int, bits: Array, words: Array,
+        current: Array, columns: int, pitch: int, numbers: Numbers, carry: bool, v: Array,
+        live: Array, steps: int, first: int, last: int, front: int, bits: Array, words: Array,
     ) -> None:  # fmt: skip
         """Charge, fire and reset the neurons of the rows from `first` to `last`.
 
@@ -285,16 +269,13 @@ def _make_update(
                     begin = (y * columns + left + i) * channels
                     membrane, fired = v[begin : begin + channels], bits[i]
                     if not carry:
-                        membrane[:] = rest
+                        membrane[:] = rest(numbers)
                     for t in range(steps):
                         arriving = current[0 if repeated else t, begin : begin + channels]
                         bit = np.uint32(1 << STEP_BITS * t)
                         for c in range(channels):
-                            h = charge(membrane[c], arriving[c], constant, rest, threshold)
-                            spike = fire(h, threshold)
+                            spike, membrane[c] = after(membrane[c], arriving[c], numbers, c)
                             fired[c] |= bit if spike else np.uint32(0)
-                            fires = np.float32(1) if spike else np.float32(0)
-                            membrane[c] = reset(h, fires, target)
                 at = y * pitch + left
                 to_words(bits, written_at(at, size, last * pitch), words, front + at)
                 for c in range(len(live)):

@@ -20,7 +20,6 @@ import numpy as np
 from numba.extending import register_jitable
 
 from soul_deploy.base import Array, environment
-from soul_deploy.runtime import equations
 from soul_deploy.runtime.kernels.cache import cached_njit
 from soul_deploy.runtime.kernels.listed import sum_lists
 from soul_deploy.runtime.kernels.simd import (
@@ -31,6 +30,7 @@ from soul_deploy.runtime.kernels.simd import (
     nonzero_bits,
     prefetch,
 )
+from soul_deploy.runtime.kernels.steps import Form, step_of
 
 Kernel = Callable[..., None]
 MOST_CHANNELS = 1 << 16
@@ -191,9 +191,7 @@ Place = tuple[int, int, int, int]
 
 
 @register_jitable
-def keep_currents(
-    charge: None, fire: None, reset: None, sums: Array, place: Place, kept: tuple[Array]
-) -> None:
+def keep_currents(rest: None, after: None, sums: Array, place: Place, kept: tuple[Array]) -> None:
     """Write the sums of a block of output channels; kept: (out,), float32 (T, OH·OW·C_out)."""
     (first, width, pitch, positions), (out,) = place, kept
     for t in range(len(out)):
@@ -202,25 +200,24 @@ def keep_currents(
 
 @register_jitable
 def fire_neurons(
-    charge: Callable[..., Any], fire: Callable[..., Any], reset: Callable[..., Any], sums: Array,
-    place: Place, kept: tuple[Any, ...],
+    rest: Callable[..., Any], after: Callable[..., Any], sums: Array, place: Place,
+    kept: tuple[Any, ...],
 ) -> None:  # fmt: skip
     """Charge, fire and reset the neurons of a block of output channels.
 
-    kept: (numbers, carry, v, spikes, membranes, fired). numbers: constant, threshold, rest, reset
-    target; v (OH·OW·C_out,): membrane potentials, kept from before and for later if `carry`,
-    otherwise started at rest; spikes uint8 (T, OH·OW·C_out). Scratch: membranes and uint8 fired,
-    both (TOGETHER, vectors · VECTOR).
+    kept: (numbers, carry, v, spikes, membranes, fired). numbers: as `steps.numbers_of`; v
+    (OH·OW·C_out,): membrane potentials, kept from before and for later if `carry`, otherwise
+    started at rest; spikes uint8 (T, OH·OW·C_out). Scratch: membranes and uint8 fired, both
+    (TOGETHER, vectors · VECTOR).
     """
     first, width, pitch, positions = place
     numbers, carry, v, spikes, membranes, fired = kept
-    constant, threshold, rest, target = numbers
     flat, membrane, fires = sums.reshape(-1), membranes.reshape(-1), fired.reshape(-1)
     most, wide = membranes.shape
     for begin in range(0, positions, most):
         count, to = min(most, positions - begin), first + begin * pitch
         for i in range(count * wide):
-            membrane[i] = rest
+            membrane[i] = rest(numbers)
         if carry:
             for p in range(count):
                 for i in range(width):
@@ -229,10 +226,7 @@ def fire_neurons(
             at = (t * positions + begin) * wide
             arriving = flat[at : at + count * wide]
             for i in range(count * wide):
-                h = charge(membrane[i], arriving[i], constant, rest, threshold)
-                spike = fire(h, threshold)
-                fires[i] = spike
-                membrane[i] = reset(h, np.float32(spike), target)
+                fires[i], membrane[i] = after(membrane[i], arriving[i], numbers, first)
             copy_channels(fired, 0, width, spikes[t], to, pitch, count)
         if carry:
             copy_channels(membranes, 0, width, v, to, pitch, count)
@@ -241,27 +235,22 @@ def fire_neurons(
 @cache
 def convolve_gathered(vectors: int, graded: bool) -> Kernel:
     """The kernel for blocks of so many vectors. graded: events have amounts other than 1."""
-    return _make_convolve(vectors, graded, keep_currents, None, None, None)
+    return _make_convolve(vectors, graded, keep_currents, None, None)
 
 
 @cache
-def fire_gathered(
-    vectors: int, graded: bool, charge: equations.ChargeForm, fire: equations.FireRule,
-    soft_reset: bool,
-) -> Kernel:  # fmt: skip
-    """As `convolve_gathered`; the currents go to the neurons of one equation form, block by block,
-    and are not kept.
+def fire_gathered(vectors: int, graded: bool, form: Form) -> Kernel:
+    """As `convolve_gathered`; the currents go to the neurons of one form, block by block, and are
+    not kept.
     """
-    reset = equations.reset_soft if soft_reset else equations.reset_hard
-    parts = equations.CHARGE[charge], equations.FIRE[fire], reset
-    return _make_convolve(vectors, graded, fire_neurons, *parts)
+    return _make_convolve(vectors, graded, fire_neurons, *step_of(form))
 
 
 Part = Callable[..., Any] | None
 
 
 def _make_convolve(
-    vectors: int, graded: bool, finish: Callable[..., None], charge: Part, fire: Part, reset: Part
+    vectors: int, graded: bool, finish: Callable[..., None], rest: Part, after: Part
 ) -> Kernel:
     wide = vectors * VECTOR
 
@@ -305,6 +294,6 @@ def _make_convolve(
                             )  # fmt: skip
                     to = begin * columns * out_channels + g * width + block * wide
                     place = to, min(wide, width - block * wide), out_channels, positions
-                    finish(charge, fire, reset, sums, place, kept)
+                    finish(rest, after, sums, place, kept)
 
     return convolve

@@ -5,8 +5,8 @@ neuron's equation, a constant) may change without that, and the time of a file, 
 of numba look at, is another one in each copy of a container's layer. So kernels are kept by
 contents: their folder is named after the runtime's sources and the versions that compiled them,
 wherever the sources stand and whenever they were written. Each file in it is named after what
-numba tells kernels apart by: types, bytecode, closure, processor. No two processes write different
-kernels into one file, as they might with numba's own index of all kernels of a function.
+kernels of the same sources are told apart by: types, closure, processor. No two processes write
+different kernels into one file, as they might with numba's own index of all kernels of a function.
 
 Kernels are read from the folder that NUMBA_CACHE_DIR names, from `__pycache__` beside the sources
 and from the user's cache folder, in this order, up to the first that can be written, where new
@@ -26,6 +26,7 @@ from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from pickle import UnpicklingError
+from types import FunctionType
 from typing import Any
 
 import llvmlite
@@ -155,6 +156,17 @@ def _remove_oldest(newest: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
+def _described(value: Any) -> str:
+    """A function by its name and line and by what its closure holds, wherever its source stands;
+    anything else by its text. numba's own key holds the paths of functions in closures.
+    """
+    if not isinstance(value, FunctionType):
+        return repr(value)
+    held = (_described(cell.cell_contents) for cell in value.__closure__ or ())
+    name = f"{value.__module__}.{value.__qualname__}:{value.__code__.co_firstlineno}"
+    return f"{name}({', '.join(held)})"
+
+
 @cache
 def places() -> Places:
     """This process's, as sources and numba's settings are when it is first asked."""
@@ -201,9 +213,8 @@ class KernelCache(caching.FunctionCache):
         """Nothing: what is kept is for other processes too."""
 
     def _key(self, sig: Any, codegen: Any) -> Any:
-        """What numba tells compiled forms apart by."""
-        untyped: Any = self
-        return untyped._index_key(sig, codegen)
+        """What compiled forms of the same sources are told apart by."""
+        return sig, codegen.magic_tuple(), _described(self._py_func)
 
     def _file(self, place: Path, key: Any) -> Any:
         name = f"{self._stem}-{hashlib.sha256(repr(key).encode()).hexdigest()[:16]}"

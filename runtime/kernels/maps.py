@@ -117,6 +117,23 @@ def score(sums: Array, weight: Array, bias: Array, scale: np.float32, out: Array
 
 
 @cached_njit
+def score_integers(
+    sums: Array, weight: Array, bias: Array, times: int, scale: np.float32, out: Array
+) -> None:
+    """out = (sums @ weight + times · bias), an integer, rounded once to float32, · scale.
+
+    weight int8 (classes, C), bias int32 (classes,) or empty.
+    """
+    for k in range(len(out)):
+        total, row = np.int64(0), weight[k]
+        for c in range(len(sums)):
+            total += sums[c] * np.int64(row[c])
+        if len(bias):
+            total += times * np.int64(bias[k])
+        out[k] = np.float32(total) * scale
+
+
+@cached_njit
 def vote(sums: Array, votes: int, scale: np.float32, out: Array) -> None:
     """out[k] = (sum of the `votes` neighbouring sums of class k) · scale."""
     for k in range(len(out)):
@@ -135,10 +152,10 @@ def keep_largest(scores: Array, first: bool, out: Array) -> None:
 
 
 @cached_njit
-def add_events(first: Array, second: Array, begin: int, end: int, out: Array) -> None:
-    """out = first + second, integers of one byte; their bounds were checked to fit."""
+def add_integers(first: Array, second: Array, begin: int, end: int, out: Array) -> None:
+    """out = first + second, integers; their bounds were checked to fit."""
     for t in range(len(out)):
-        a, b, to = first[t], second[t], out[t]
+        a, b, to = first[t % len(first)], second[t % len(second)], out[t]
         for i in range(begin, end):
             to[i] = a[i] + b[i]
 

@@ -74,6 +74,27 @@ class Emitter:
         """Where the floats from index `place` on are, as a vector."""
         return self.builder.bitcast(self.builder.gep(pointer, [place]), vector.as_pointer())
 
+    def vector_of(self, i: int, count: int) -> Any:
+        """The type of so many items of argument i, an array."""
+        return ir.VectorType(kind_of(self.signature.args[i].dtype), count)
+
+    def as_kind(self, value: Any, kind: Any) -> Any:
+        """An integer, with its sign, or float of a narrower or the same type, as `kind`; of a wider
+        one an integer's low bits.
+        """
+        if value.type == kind or is_float(kind):
+            return value
+        wider = value.type.width < kind.width
+        return (self.builder.sext if wider else self.builder.trunc)(value, kind)
+
+    def add(self, a: Any, b: Any) -> Any:
+        """a + b, rounded, or modulo the width of integers."""
+        return (self.builder.fadd if is_float(a.type) else self.builder.add)(a, b)
+
+    def multiply(self, a: Any, b: Any) -> Any:
+        """a · b, as `add`."""
+        return (self.builder.fmul if is_float(a.type) else self.builder.mul)(a, b)
+
     def times(self, value: Any, factor: int) -> Any:
         """value · factor."""
         return self.builder.mul(value, WIDE(factor))
@@ -102,13 +123,27 @@ def floats(count: int) -> Any:
     return ir.VectorType(ir.FloatType(), count)
 
 
+KINDS = {types.float32: ir.FloatType(), types.float64: ir.DoubleType()}
+
+
+def kind_of(number: Any) -> Any:
+    """LLVM's type of a number of numba's."""
+    return KINDS.get(number) or ir.IntType(number.bitwidth)
+
+
+def is_float(kind: Any) -> bool:
+    """Whether LLVM's type, or that of a vector's elements, is a floating-point one."""
+    return isinstance(getattr(kind, "element", kind), ir.FloatType)
+
+
 def _plain_add_row(
     out: Array, base: int, targets: Array, weight: Array, begin: int, end: int, amounts: Array,
     event: int, lanes: int,
 ) -> None:  # fmt: skip
     """out[base + targets[k]] += weight[k] · amounts[event], all lanes, k from `begin` to `end`.
 
-    out (n, lanes), amounts (events, lanes).
+    out (n, lanes), amounts (events, lanes), both of the same type: float32, or integers, where
+    weight may be of a narrower one.
     """
     for k in range(begin, end):
         out[base + targets[k]] += weight[k] * amounts[event]
@@ -128,18 +163,20 @@ def _vector_add_row(
 
 def _emit_add_row(e: Emitter, lanes: int) -> None:
     """The loop over a row, `UNROLLED` synapses per iteration, then the rest one by one."""
-    b, vector = e.builder, floats(lanes)
+    b, vector = e.builder, e.vector_of(0, lanes)
+    size = e.signature.args[0].dtype.bitwidth // 8
     targets, weight = e.array(2).data, e.array(3).data
     first = b.gep(e.array(0).data, [e.times(e.index(1), lanes)])
     begin, end = e.index(4), e.index(5)
     pointer = e.vector_at(e.array(6).data, e.times(e.index(7), lanes), vector)
-    factors = b.load(pointer, align=4)
+    factors = b.load(pointer, align=size)
 
     def add(k: Any) -> None:
         target = b.zext(b.load(b.gep(targets, [k])), WIDE)
         pointer = e.vector_at(first, e.times(target, lanes), vector)
-        product = b.fmul(e.splat(b.load(b.gep(weight, [k])), vector), factors)
-        b.store(b.fadd(b.load(pointer, align=4), product), pointer, align=4)
+        amount = e.as_kind(b.load(b.gep(weight, [k])), vector.element)
+        product = e.multiply(e.splat(amount, vector), factors)
+        b.store(e.add(b.load(pointer, align=size), product), pointer, align=size)
 
     even = b.add(begin, b.and_(b.sub(end, begin), WIDE(-UNROLLED)))
     with cgutils.for_range_slice(b, begin, even, WIDE(UNROLLED), WIDE) as (k, _):
@@ -157,9 +194,11 @@ def _plain_broadcast_store(out: Array, neuron: int, value: float, lanes: int) ->
 @intrinsic(prefer_literal=True)
 def _vector_broadcast_store(typing: Any, out: Any, neuron: Any, value: Any, lanes: Any) -> Any:
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        e, vector = Emitter(context, builder, signature, args), floats(lanes.literal_value)
+        e = Emitter(context, builder, signature, args)
+        vector, size = e.vector_of(0, lanes.literal_value), signature.args[0].dtype.bitwidth // 8
         pointer = e.vector_at(e.array(0).data, e.times(e.index(1), vector.count), vector)
-        builder.store(e.splat(args[2], vector), pointer, align=4)
+        value_of = e.as_kind(args[2], vector.element)
+        builder.store(e.splat(value_of, vector), pointer, align=size)
         return context.get_dummy_value()
 
     return types.void(out, neuron, value, lanes), generate
@@ -182,16 +221,17 @@ def _vector_transpose(
 
 
 def _emit_transpose(e: Emitter, lanes: int) -> None:
-    b, block, row = e.builder, floats(TRANSPOSED * lanes), floats(TRANSPOSED)
+    b, block, row = e.builder, e.vector_of(0, TRANSPOSED * lanes), e.vector_of(0, TRANSPOSED)
+    size = e.signature.args[0].dtype.bitwidth // 8
     source = e.vector_at(e.array(0).data, e.times(e.index(1), lanes), block)
-    values, nothing = b.load(source, align=4), ir.Constant(block, ir.Undefined)
+    values, nothing = b.load(source, align=size), ir.Constant(block, ir.Undefined)
     arriving = e.array(2)
     pitch = b.extract_value(arriving.shape, 1)
     for t in range(lanes):
         sources = [i * lanes + t for i in range(TRANSPOSED)]
         mask = ir.Constant(ir.VectorType(ir.IntType(32), TRANSPOSED), sources)
         to = e.vector_at(arriving.data, b.add(e.times(pitch, t), e.index(3)), row)
-        b.store(b.shuffle_vector(values, nothing, mask), to, align=4)
+        b.store(b.shuffle_vector(values, nothing, mask), to, align=size)
 
 
 def _plain_transpose_block(

@@ -1,5 +1,7 @@
 """Events to currents: the compiled loops over synapses.
 
+The types of the arrays say what is computed: float32, or int8 weights, added to integers.
+
 Pure functions over arrays that were checked before (network.py); they write only into the arrays
 given for it and allocate nothing. Values arrive as (T, positions, channels), uint8 from spikes or
 float32 from an analog input; a value that is 0 costs no synapse. Currents leave as (T, n).
@@ -164,7 +166,7 @@ def convolve_analog(
                 listed = sources[position, g]
                 for i in range(inputs):
                     j = listed[i]
-                    amounts[i] = arrived[j] if j < size else np.float32(0)
+                    amounts[i] = arrived[j] if j < size else arrived.dtype.type(0)
                 to = (position * groups + g) * width
                 add_rows(out[t], to, width, flat, width, g * inputs * width, rows, amounts, inputs)
 

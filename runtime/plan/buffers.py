@@ -8,11 +8,11 @@ from typing import NoReturn
 import numpy as np
 
 from soul_deploy.base import Array, brief, dispatch, errors
-from soul_deploy.runtime.equations import NeuronEquation
 from soul_deploy.runtime.format import network as net
 from soul_deploy.runtime.kernels.barrier import Meeting, barrier_for
 from soul_deploy.runtime.kernels.bit_planes import tile_of
 from soul_deploy.runtime.kernels.program import Bound, Program
+from soul_deploy.runtime.kernels.steps import membrane_type
 from soul_deploy.runtime.plan import planes, regions
 from soul_deploy.runtime.plan.layer_plan import EMPTY, LayerPlan, aligned, partitions_of
 from soul_deploy.runtime.plan.layout import CompactLayout, channel_last, layout_of, pattern_spikes
@@ -33,7 +33,7 @@ class Buffers:
               reads the map
     compacted spikes (T, L) uint8 of compacted populations, by name
     words     of populations that run on bit planes, or that such layers read, by name
-    membranes by layer name: (L,) float32, or (S, L) of neurons with S state variables
+    membranes by layer name: (L,) float32, or integers, or (S, L) of neurons with S state variables
     patterns  by layer name: the slice of a map that holds constant-pattern channels, and their
               spikes (all T, positions, G); outside streams the map holds them from the start
     stepwise  in a stream: numbers of neurons that change from step to step, (1, K, n or 1), and
@@ -128,7 +128,8 @@ def build_buffers(
         largest = max(largest, math.prod(shape))
     builder = Builder(network, plans, steps, carry, partitions, aligned((largest,), np.float32))
     made, shown = builder.made, (input_steps, *channel_last(network.input_shape))
-    made.values[network.input_name] = aligned(shown, np.float32)
+    taken = np.float32 if network.integers is None else np.int16
+    made.values[network.input_name] = aligned(shown, taken)
     for each in network.layers:
         bind(each, builder)
     source = made.values[network.readout.source]
@@ -187,8 +188,8 @@ class Builder:
 
     def _map(self, layer: net.Layer, steps: int) -> Array:
         """A zeroed map for what the layer gives."""
-        kind, _ = self.network.edges[layer.name]
-        full = aligned((steps, *channel_last(layer.out_shape)), sent_dtype(kind))
+        edge = self.network.edges[layer.name]
+        full = aligned((steps, *channel_last(layer.out_shape)), sent_dtype(edge))
         full[...] = 0
         self.made.values[layer.name] = full
         return full
@@ -218,19 +219,18 @@ class Builder:
 
     def _current(self, layer: net.SpikingLayer, plan: LayerPlan, source: Array) -> Array:
         """The buffer of a layer's currents."""
-        shape = regions.currents_shape(layer, plan, len(source))
+        shape, kind = regions.currents_shape(layer, plan, len(source)), np.dtype(plan.current)
         if self._is_static(layer.source):  # its current must outlast the other layers'
-            return aligned(shape, np.float32)
+            return aligned(shape, kind)
         if self.currents.size < math.prod(shape):
             self.currents = aligned(shape, np.float32).reshape(-1)
-        return self.currents[: math.prod(shape)].reshape(shape)
+        return self.currents.view(kind)[: math.prod(shape)].reshape(shape)
 
     def _add_words(
         self, layer: net.SpikingLayer, plan: LayerPlan, source: Array, current: Array, *,
         static: bool,
     ) -> None:  # fmt: skip
         """A layer in another form, whose spikes leave as words."""
-        assert isinstance(layer.neuron, NeuronEquation)
         v = self.made.membranes[layer.name] = state_at_rest(layer.neuron, plan.neurons)
         spikes = self._empty_words(layer.name, layer.out_shape)
         currents = regions.current_region(
@@ -247,12 +247,12 @@ class Builder:
         self.made.add(layer.name, updates)
 
     def _add_planes(self, layer: net.SpikingLayer, rows: planes.PlaneRows) -> None:
-        assert isinstance(layer.neuron, NeuronEquation)
         source, steps = self._words(layer), self.steps
         pitch = source.frame.pitch
         lanes = rows.tiles(pitch, steps) * tile_of(steps)
-        v = self.made.membranes[layer.name] = aligned((layer.out_shape[0], lanes), np.float32)
-        v[...] = layer.neuron.rest
+        kind = membrane_type(layer.neuron)
+        v = self.made.membranes[layer.name] = aligned((layer.out_shape[0], lanes), kind)
+        v[...] = layer.neuron.start[0]
         spikes = self._empty_words(layer.name, layer.out_shape)
         live = planes.live_words(layer, pitch, steps)
         region = regions.plane_region(
@@ -303,8 +303,7 @@ class Builder:
         """
         v = self.made.membranes[layer.name] = state_at_rest(layer.neuron, neurons)
         shape = (neurons,) if layout is not None else channel_last(layer.out_shape)
-        kind, _ = self.network.edges[layer.name]
-        spikes = aligned((self.steps, *shape), sent_dtype(kind))
+        spikes = aligned((self.steps, *shape), sent_dtype(self.network.edges[layer.name]))
         (self.made.values if layout is None else self.made.compacted)[layer.name] = spikes
         index = None if layout is None else layout.gather_index
         numbers = update_numbers(layer.neuron, layer.current_shape, index)

@@ -28,6 +28,9 @@ FORMS: tuple[Form, ...] = get_args(Form)
 
 def possible_forms(layer: net.Synaptic) -> tuple[Form, ...]:
     """The forms that a layer can have; event by event first."""
+    if layer.synapses.fixed:
+        dense: Form = "analog" if layer.edge == "analog" and layer.synapses.shared else "dense"
+        return (dense,) if layer.synapses.rows.dense else ("sparse",)
     if not layer.synapses.rows.dense:
         return ("sparse", "planes") if fits_planes(layer) else ("sparse",)
     convolution = layer.synapses.convolution

@@ -61,7 +61,8 @@ class LayerPlan:
               or (starts, bases, targets, weight) of a matrix (`based_rows`); analog rows of a
               convolution also have their gather table, gathered ones (weight, bias) in blocks, and
               their kernel begins with the bias
-    bias      (m,) float32 that repeats over the columns of the currents, or empty
+    bias      (m,) that repeats over the columns of the currents, or empty
+    current   type of the currents and of their sums: float32, or int16 or int32
     columns   of the currents that the kernel leaves: the current's neurons, or the packed ones
     unit      columns that stay together: parts of the layer are made of these
     neurons   that are updated
@@ -83,6 +84,7 @@ class LayerPlan:
     source_layout: CompactLayout | None = None
     masked_out: Array | None = None
     planes: PlaneRows | None = None
+    current: npt.DTypeLike = np.float32
 
     @property
     def gather_index(self) -> Array | None:
@@ -139,7 +141,7 @@ def _(
     neurons = columns if layout is None else len(layout.gather_index)
     return LayerPlan(
         convolution, form, kernel, arrays, aligned_copy(convolution.bias), columns, unit, neurons,
-        layout, masked_out=masked_out_index(layer),
+        layout, masked_out=masked_out_index(layer), current=current_type(layer),
     )  # fmt: skip
 
 
@@ -159,8 +161,14 @@ def _(
     columns = columns if layout is None else len(layout.gather_index)
     unit = len(bias) if bias is not None and 0 < len(bias) < columns else 1
     return LayerPlan(
-        matrix, form, kernel, arrays, aligned_copy(bias), columns, unit, columns, layout, read
-    )
+        matrix, form, kernel, arrays, aligned_copy(bias), columns, unit, columns, layout, read,
+        current=current_type(layer),
+    )  # fmt: skip
+
+
+def current_type(layer: net.Synaptic) -> npt.DTypeLike:
+    """In which a layer's currents are summed."""
+    return np.dtype(np.float32 if layer.accumulator is None else layer.accumulator)
 
 
 Kernel = tuple[Callable[..., None], tuple[Array, ...]]

@@ -1,5 +1,6 @@
 """What a population's neurons keep, what they send, and the kernel call that updates them."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -9,10 +10,9 @@ import numpy.typing as npt
 from soul_deploy.base import Array, dispatch
 from soul_deploy.runtime.dynamics.equation import DynamicsEquation
 from soul_deploy.runtime.dynamics.parallel import ParallelEquation
-from soul_deploy.runtime.equations import Equation, NeuronEquation
-from soul_deploy.runtime.format import validate
-from soul_deploy.runtime.format.validate import Shape
-from soul_deploy.runtime.kernels import dynamics, neurons, parallel
+from soul_deploy.runtime.equations import Equation, FixedEquation, NeuronEquation
+from soul_deploy.runtime.format.validate import Edge, EdgeKind, Shape
+from soul_deploy.runtime.kernels import dynamics, neurons, parallel, steps
 from soul_deploy.runtime.plan.layer_plan import aligned
 
 Bound = tuple[Callable[..., None], tuple[Any, ...]]
@@ -25,10 +25,10 @@ def state_at_rest(neuron: Equation, count: int) -> Array:
     raise state_at_rest.unknown(neuron)
 
 
-@state_at_rest.on(NeuronEquation)
-def _membranes(neuron: NeuronEquation, count: int) -> Array:
-    v = aligned((count,), np.float32)
-    v[:] = neuron.rest
+@state_at_rest.on(NeuronEquation, FixedEquation)
+def _membranes(neuron: Equation, count: int) -> Array:
+    v = aligned((count,), steps.membrane_type(neuron))
+    v[:] = neuron.start[0]
     return v
 
 
@@ -56,6 +56,16 @@ update_numbers.on(NeuronEquation, ParallelEquation)(lambda neuron, shape, index:
 update_numbers.on(DynamicsEquation)(dynamics.constants_of)
 
 
+@update_numbers.on(FixedEquation)
+def _by_neuron(neuron: FixedEquation, shape: Shape, index: Array | None) -> Array | None:
+    """int32 (1, 2, n), if channels differ."""
+    if not steps.FixedForm.of(neuron).wide:
+        return None
+    by_channel = steps.numbers_of(neuron, shape[0])
+    place = np.arange(math.prod(shape)) if index is None else index.astype(np.int64)
+    return np.stack([number[place % shape[0]] for number in by_channel])[None]
+
+
 @dispatch.operation_table(Equation)
 def update_call(
     neuron: Equation, current: Array, state: Array, sent: Array, bounds: tuple[int, int], *,
@@ -69,14 +79,15 @@ def update_call(
     raise update_call.unknown(neuron)
 
 
-@update_call.on(NeuronEquation)
-def _leaky(
-    neuron: NeuronEquation, current: Array, state: Array, sent: Array, bounds: tuple[int, int], *,
+@update_call.on(NeuronEquation, FixedEquation)
+def _fusing(
+    neuron: Equation, current: Array, state: Array, sent: Array, bounds: tuple[int, int], *,
     carry: bool, lanes: int, numbers: Array | None,
 ) -> Bound:  # fmt: skip
-    scratch = [aligned((lanes, neurons.LANE_BLOCK), np.float32)] if lanes else []
-    given = current, *neurons.update_constants(neuron), carry, state, sent, *bounds, *scratch
-    return neurons.update_of(neuron, lanes), given
+    scratch = [aligned((lanes, neurons.LANE_BLOCK), current.dtype)] if lanes else []
+    taken = steps.numbers_of(neuron, 1) if numbers is None else tuple(numbers[0])
+    given = current, taken, carry, state, sent, *bounds, *scratch
+    return neurons.update_kernel(steps.form_of(neuron), lanes), given
 
 
 @update_call.on(DynamicsEquation)
@@ -100,7 +111,9 @@ def _parallel(
     return kernel, (current, neuron.weight, neuron.bias, sent, *bounds)
 
 
-def sent_dtype(kind: validate.EdgeKind) -> npt.DTypeLike:
-    """The dtype of a map of what travels on an edge of this kind."""
-    kinds: dict[str, npt.DTypeLike] = {"analog": np.float32, "signed": np.int8}
+def sent_dtype(edge: Edge) -> npt.DTypeLike:
+    """The dtype of a map of what travels on an edge."""
+    kind, bound = edge
+    analog = np.float32 if bound is None else np.int32
+    kinds: dict[EdgeKind, npt.DTypeLike] = {"analog": analog, "signed": np.int8}
     return kinds.get(kind, np.uint8)

@@ -32,6 +32,10 @@ def _weighing(readout: network.ReadoutLayer, steps: int, sums: Array, scores: Ar
     scale = np.float32(readout.scale(steps))
     if readout.weight is None:
         return Call(maps.vote, (sums, readout.votes, scale, scores))
+    if readout.fixed:
+        biases = steps if reduction.adds_steps(readout.over_time) else 1
+        arrays = layer_plan.aligned_copy(readout.weight), layer_plan.aligned_copy(readout.bias)
+        return Call(maps.score_integers, (sums, *arrays, biases, scale, scores))
     times = np.float32(reduction.biases(readout.over_time, steps))
     bias = layer_plan.aligned_copy(None if readout.bias is None else times * readout.bias)
     weight = layer_plan.aligned_copy(readout.weight.T)

@@ -10,9 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 from soul_deploy.base import Array, brief, dispatch
-from soul_deploy.runtime.equations import Equation, NeuronEquation
+from soul_deploy.runtime.equations import Equation
 from soul_deploy.runtime.format import network
-from soul_deploy.runtime.kernels import bit_planes, gather, maps, neurons, synapses, time_vectorised
+from soul_deploy.runtime.kernels import bit_planes, gather, maps, synapses, time_vectorised
+from soul_deploy.runtime.kernels import steps as step_forms
 from soul_deploy.runtime.kernels.listed import AHEAD, UNROLLED
 from soul_deploy.runtime.kernels.simd import VECTOR
 from soul_deploy.runtime.plan import layer_plan, neuron_state
@@ -90,11 +91,11 @@ def current_region(
     kernel, region = plan.kernel, []
     if lanes:
         start, kernel = time_vectorised.start_lanes(lanes), layer_plan.IN_LANES[kernel](lanes)
-    values, events = values_of(layer.synapses, source)
+    (values, events), kind = values_of(layer.synapses, source), current.dtype
     for partition in partitions_of(partitions):
-        scratch: tuple[Array, ...] = (np.empty(events, np.uint32), np.empty(events, np.float32))
+        scratch: tuple[Array, ...] = (np.empty(events, np.uint32), np.empty(events, kind))
         if lanes:
-            amounts = np.zeros((events, lanes), np.float32)
+            amounts = np.zeros((events, lanes), kind)
             scratch = (np.empty(events, np.uint8), np.zeros(events + 1, np.uint32), amounts)
         tables = layer_plan.synapse_tables(layer.synapses, plan, partition)
         first = current, plan.bias_of(partition), *plan.bounds(partition)
@@ -120,10 +121,10 @@ def _fused_region(
     carry: bool, partitions: int, shared: Scratch,
 ) -> Region:  # fmt: skip
     """Gathered currents and their neurons, a block of channels at a time."""
-    assert isinstance(layer.neuron, NeuronEquation)
     neuron, vectors, region = layer.neuron, plan.arrays[0].shape[-1] // VECTOR, []
-    kernel = gather.fire_gathered(vectors, layer.edge != "spike", *neurons.form_of(neuron))
-    numbers, fired = neurons.update_constants(neuron), spikes.reshape(len(spikes), len(v))
+    kernel = gather.fire_gathered(vectors, layer.edge != "spike", step_forms.form_of(neuron))
+    numbers = step_forms.numbers_of(neuron, layer.out_shape[0])
+    fired = spikes.reshape(len(spikes), len(v))
     for partition in partitions_of(partitions):
         tables = _gather_tables(layer, plan, source.shape, partition, shared)
         scratch = [
@@ -236,16 +237,16 @@ def unpack_region(words: Words, out: Array, *, partitions: int) -> Region:
 
 
 def words_region(
-    neuron: NeuronEquation, current: Array, live: Array, v: Array, spikes: Words, *, carry: bool,
+    neuron: Equation, current: Array, live: Array, v: Array, spikes: Words, *, carry: bool,
     partitions: int,
 ) -> Region:  # fmt: skip
     """Neurons on currents (T or 1, n), channel-last, whose spikes leave as words, chunk by chunk.
 
     live: as `live_words`; v (n,).
     """
-    update = bit_planes.update_kernel(*neurons.form_of(neuron))
-    numbers, region, frame = neurons.update_constants(neuron), [], spikes.frame
-    channels = len(spikes.chunks[0])
+    update, frame = bit_planes.update_kernel(step_forms.form_of(neuron)), spikes.frame
+    channels, region = len(spikes.chunks[0]), []
+    numbers = step_forms.numbers_of(neuron, channels)
     rows = len(v) // (frame.columns * channels)
     for partition in partitions_of(partitions):
         share, calls, begun = partition.of(rows), [], 0
@@ -253,7 +254,7 @@ def words_region(
         for chunk, steps in zip(spikes.chunks, spikes.sizes, strict=True):
             arriving = current if len(current) == 1 else current[begun : begun + steps]
             state = (carry or begun > 0, v, live, steps)
-            given = arriving, frame.columns, frame.pitch, *numbers, *state, *share, frame.front
+            given = arriving, frame.columns, frame.pitch, numbers, *state, *share, frame.front
             calls.append(Call(update, (*given, bits, chunk), "neurons"))
             begun += steps
         region.append(tuple(calls))
@@ -261,7 +262,7 @@ def words_region(
 
 
 def plane_region(
-    neuron: NeuronEquation, rows: PlaneRows, live: Array, source: Words, v: Array, spikes: Words,
+    neuron: Equation, rows: PlaneRows, live: Array, source: Words, v: Array, spikes: Words,
     *, carry: bool, partitions: int,
 ) -> Region:  # fmt: skip
     """A layer on bit planes, chunk after chunk of steps: currents, then neurons.
@@ -271,8 +272,8 @@ def plane_region(
     lines, held = bit_planes.lines_of(source.steps), bit_planes.held_of(source.steps)
     places = rows.places_in(source.frame, len(source.chunks[0]))
     table = rows.starts, places, rows.weight, rows.bias, live.view(np.uint32)
-    form = neurons.form_of(neuron)
-    numbers, region = neurons.update_constants(neuron), []
+    form, region = step_forms.form_of(neuron), []
+    numbers = step_forms.numbers_of(neuron, len(rows.bias))
     tiles, chunks = rows.tiles(source.frame.pitch, source.steps), len(source.chunks)
     lanes, together = lines * VECTOR * held, bit_planes.CHANNELS
     for partition in partitions_of(partitions):
@@ -284,9 +285,9 @@ def plane_region(
         )
         for i, (arriving, leaving) in enumerate(zip(source.chunks, spikes.chunks, strict=True)):
             steps = source.sizes[i]
-            state = *numbers, carry or i > 0, carry or i + 1 < chunks, v
+            state = numbers, carry or i > 0, carry or i + 1 < chunks, v
             tile = *share, spikes.frame.front // held, *scratch, leaving.view(np.uint32)
-            convolve = bit_planes.convolve_kernel(*form, steps, lines, held)
+            convolve = bit_planes.convolve_kernel(form, steps, lines, held)
             calls.append(Call(convolve, (arriving, *table, *state, *tile), "fused"))
         region.append(tuple(calls))
     return tuple(region)
@@ -306,7 +307,7 @@ def neuron_region(
     arriving = current
     if gather is not None:
         shape = (v.shape[-1], lanes) if lanes else (len(current), v.shape[-1])
-        arriving = aligned(shape, np.float32)
+        arriving = aligned(shape, current.dtype)
         bounds = [_index_between(gather, pair) for pair in bounds]
     fired, region = spikes.reshape(len(spikes), v.shape[-1]), []
     for first, last in bounds:
@@ -366,7 +367,7 @@ def _(
     layer: network.MergeLayer, sources: Sequence[Array], out: Array, *, partitions: int
 ) -> Region:
     """Maps to one, left to right."""
-    add = maps.add_currents if out.dtype.kind == "f" else maps.add_events
+    add = maps.add_currents if out.dtype.kind == "f" else maps.add_integers
     kernel = {"add": add, "and": maps.both, "iand": maps.first_without_second}[layer.function]
     start, *others = (source.reshape(len(source), -1) for source in sources)
     to, region = out.reshape(len(out), -1), []

@@ -63,6 +63,7 @@ FORMATS = {
     "soul-deploy/model/1": "model",
     "soul-deploy/event/1": "event",
     "soul-deploy/event/2": "event",
+    "soul-deploy/event/3": "event",
     "soul-deploy/checkpoint/1": "checkpoint",
 }
 SUFFIXES = {

@@ -6,6 +6,9 @@ images    uint8 are pixels, and become (pixel / 255 - mean) / std per channel as
 counts, spikes, values
           numbers of any dtype are taken as they are
 
+A fixed-point network takes integers (docs/fixed-point.md): of images, uint8 pixels minus the zero
+of their channel; counts and spikes as they are; nothing that is no whole number.
+
 Files that do not say their kind are older, and hold networks for images.
 """
 
@@ -22,6 +25,19 @@ KIND_OF_OLD_FILES: InputKind = "images"
 
 
 @dataclass(frozen=True)
+class Integers:
+    """The whole numbers that a fixed-point network takes.
+
+    low, high   the least and the largest one, within int16
+    zero        per channel, or one for all: what is taken off pixels; empty: nothing
+    """
+
+    low: int
+    high: int
+    zero: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
 class InputRule:
     """What a network takes.
 
@@ -30,6 +46,7 @@ class InputRule:
     mean, std   per channel, of pixels in [0, 1]; empty: pixels / 255 as they are
     resize      scale image files of another size (bilinear) instead of refusing them
     kind        what the numbers are
+    integers    of a fixed-point network, which takes nothing else
     """
 
     shape: tuple[int, ...]
@@ -38,6 +55,7 @@ class InputRule:
     std: tuple[float, ...] = ()
     resize: bool = False
     kind: InputKind = "images"
+    integers: Integers | None = None
 
 
 def is_input_kind(value: object) -> TypeGuard[InputKind]:
@@ -85,6 +103,8 @@ def input_array(x: object, rule: InputRule, what: str = "the input") -> Array:
             f"{what} holds no numbers: an input of {given.dtype} given; give real numbers, best "
             "float32"
         )
+    if rule.integers is not None:
+        return _whole_input(given, rule, what)
     if rule.kind == "images" and given.dtype != np.uint8 and given.dtype.kind != "f":
         raise errors.ValidityError(
             f"{what} holds {given.dtype}; needed: floating-point values (normalised) or uint8 "
@@ -93,11 +113,52 @@ def input_array(x: object, rule: InputRule, what: str = "the input") -> Array:
     return given
 
 
+def _whole_input(given: Array, rule: InputRule, what: str) -> Array:
+    """`given`, where its dtype can be one of a fixed-point network."""
+    if rule.kind == "images" and given.dtype.kind not in "iu":
+        raise errors.ValidityError(
+            f"{what} holds {given.dtype}; a fixed-point network takes uint8 pixels, whose integers "
+            "normalised values have lost"
+        )
+    return given
+
+
+def integers_of(given: Array, rule: InputRule, what: str = "the input") -> Array:
+    """int16 of the same shape, (..., *rule.shape): what a fixed-point network computes with.
+
+    given: from `input_array`. uint8 of images are pixels, of which the channel's zero is taken off;
+    other integers of images are taken as what is left then. Raises ValidityError for numbers that
+    are not whole, or outside of what the network takes.
+    """
+    found = rule.integers
+    assert found is not None
+    if rule.kind == "images" and given.dtype == np.uint8:
+        values = given.astype(np.int16)
+        if found.zero:
+            values -= np.array(found.zero, np.int16).reshape(-1, *[1] * (len(rule.shape) - 1))
+        return values
+    low, high = (given.min(initial=0), given.max(initial=0)) if given.size else (0, 0)
+    if not (found.low <= low and high <= found.high):  # false for a NaN
+        raise errors.ValidityError(
+            f"{what} holds numbers from {low} to {high}; this network takes {rule.kind} of "
+            f"integers from {found.low} to {found.high}"
+        )
+    whole: Array = given.astype(np.int16)
+    if given.dtype.kind == "f" and not np.array_equal(whole, given):
+        raise errors.ValidityError(
+            f"{what} holds numbers that are not whole; a fixed-point network takes integers"
+        )
+    return whole
+
+
 def numbers_of(given: Array, rule: InputRule, what: str = "the input") -> Array:
-    """float32 of the same shape, (..., *rule.shape): what the network computes with.
+    """float32 of the same shape, (..., *rule.shape): what the network computes with; int16, as
+    `integers_of`, of a fixed-point network.
 
     given: from `input_array`. Raises ValidityError for values that are not finite in float32.
     """
+    if rule.integers is not None:
+        return integers_of(given, rule, what)
     if rule.kind == "images" and given.dtype == np.uint8:
         return normalise(given, rule)
     if given.dtype.kind == "f" and not _finite(given):
@@ -125,7 +186,7 @@ def looks_like_pixels(values: Array, rule: InputRule) -> str | None:
     that reach beyond white are pixels that nobody has normalised. (Pixels / 255 cannot be told from
     bright normalised ones.)
     """
-    if rule.kind != "images" or not rule.mean or not values.size:
+    if rule.kind != "images" or not rule.mean or not values.size or rule.integers is not None:
         return None
     low, high = float(values.min()), float(values.max())
     mean, std = _by_channel(rule)
@@ -141,7 +202,7 @@ def looks_like_pixels(values: Array, rule: InputRule) -> str | None:
 
 
 def random_inputs(rule: InputRule, count: int, seed: int) -> Array:
-    """float32 (count, *rule.shape) of the rule's kind.
+    """float32 (count, *rule.shape) of the rule's kind; int16 of a fixed-point network.
 
     images: uniform pixels, normalised; counts: Poisson with mean 1; spikes: 0 or 1, as often;
     values: normal, mean 0 and deviation 1.
@@ -149,7 +210,7 @@ def random_inputs(rule: InputRule, count: int, seed: int) -> Array:
     random, shape = np.random.default_rng(seed), (count, *rule.shape)
     drawn: Any
     if rule.kind == "images":
-        return normalise(random.integers(0, 256, shape).astype(np.uint8), rule)
+        return numbers_of(random.integers(0, 256, shape).astype(np.uint8), rule)
     if rule.kind == "counts":
         drawn = random.poisson(1.0, shape)
     elif rule.kind == "spikes":
@@ -157,4 +218,6 @@ def random_inputs(rule: InputRule, count: int, seed: int) -> Array:
     else:
         drawn = random.normal(size=shape)
     found: Array = drawn.astype(np.float32)
+    if rule.integers is not None:
+        return integers_of(np.minimum(found, rule.integers.high), rule)
     return found

@@ -289,7 +289,7 @@ DAMAGE: dict[str, tuple[Callable[[Document, Tensors], Any], str]] = {
     "alternative size": (
         lambda d, t: d["layers"][2]["alternatives"][1].update(bytes=-1), "'explicit' of -1 bytes"),
     "edge": (at(0, "edge", "loud"), "edge 'loud'"),
-    "edge kind": (at(2, "edge", "analog"), "a analog edge with bound 1"),
+    "edge kind": (at(2, "edge", "analog"), "float32 weights on an analog edge with bound 1"),
     "input edge": (lambda d, t: d["layers"][0].update(edge="spike", bound=1), "a spike edge from"),
     "bound": (at(2, "bound", None), "a spike edge with bound None"),
     "graded bound": (lambda d, t: d["layers"][2].update(edge="graded", bound=0), "bound 0"),

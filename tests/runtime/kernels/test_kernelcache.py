@@ -20,15 +20,16 @@ from soul_deploy.runtime.kernels.kept import MOST_VERSIONS, PREFIX, Places, sour
 FIRES = """
 import numpy as np
 from soul_deploy.runtime.equations import NeuronEquation
-from soul_deploy.runtime.kernels.neurons import update_constants, update_of
+from soul_deploy.runtime.kernels.neurons import update_kernel
+from soul_deploy.runtime.kernels.steps import form_of, numbers_of
 
 found = []
 for neuron in (NeuronEquation("integrate", 1.0, 1.0, 0.0, "gt"),
                NeuronEquation("integrate", 1.0, 1.0, 0.0, "ge")):
     v, spikes = np.zeros(1, np.float32), np.zeros((1, 1), np.uint8)
     current = np.full((1, 1), 1.0, np.float32)
-    update_of(neuron)(current, *update_constants(neuron), False, v, spikes, 0, 1)
-    found += [spikes[0, 0], sum(update_of(neuron).stats.cache_hits.values())]
+    update_kernel(form_of(neuron), 0)(current, numbers_of(neuron, 1), False, v, spikes, 0, 1)
+    found += [spikes[0, 0], sum(update_kernel(form_of(neuron), 0).stats.cache_hits.values())]
 print(*found)
 """
 STAMP = "0123456789abcdef" * 4

@@ -25,8 +25,9 @@ from soul_deploy.runtime.kernels import synapses as kernels
 from soul_deploy.runtime.kernels.bit_planes import convolve_kernel
 from soul_deploy.runtime.kernels.gather import convolve_gathered, fire_gathered
 from soul_deploy.runtime.kernels.kept import KernelCache
-from soul_deploy.runtime.kernels.neurons import LANE_BLOCK, update_constants, update_of
+from soul_deploy.runtime.kernels.neurons import LANE_BLOCK, update_kernel
 from soul_deploy.runtime.kernels.simd import compiled
+from soul_deploy.runtime.kernels.steps import LeakyForm, form_of, numbers_of
 from soul_deploy.runtime.kernels.synapses import SOURCE_BLOCK
 from soul_deploy.runtime.kernels.time_vectorised import (
     SPIKE_BLOCK,
@@ -188,8 +189,8 @@ def test_the_update_equals_the_equation_bit_for_bit(
     v = rng.normal(0, 0.5, 37).astype(np.float32)
     start = v.copy() if carry else np.full(37, neuron.rest, np.float32)
     spikes = np.empty((steps, 37), np.uint8)
-    update_of(neuron)(current, *update_constants(neuron), carry, v, spikes, 0, 20)
-    update_of(neuron)(current, *update_constants(neuron), carry, v, spikes, 20, 37)
+    update_kernel(form_of(neuron), 0)(current, numbers_of(neuron, 1), carry, v, spikes, 0, 20)
+    update_kernel(form_of(neuron), 0)(current, numbers_of(neuron, 1), carry, v, spikes, 20, 37)
     expected, last = naive.simulate(
         current, steps, neuron.charge, neuron.constant, neuron.v_threshold, neuron.v_reset,
         neuron.fire, start,
@@ -218,8 +219,8 @@ def test_the_lane_update_equals_the_update_step_by_step(
     side_by_side[:, :steps] = current.T
     spikes, turned = np.empty((steps, n), np.uint8), np.empty((lanes, LANE_BLOCK), np.float32)
     for bounds in ((300, n), (0, 300)):
-        update_of(neuron, lanes)(
-            side_by_side, *update_constants(neuron), carry, v, spikes, *bounds, turned
+        update_kernel(form_of(neuron), lanes)(
+            side_by_side, numbers_of(neuron, 1), carry, v, spikes, *bounds, turned
         )
     expected, last = naive.simulate(
         current, steps, neuron.charge, neuron.constant, neuron.v_threshold, neuron.v_reset,
@@ -249,7 +250,7 @@ def test_an_update_covers_neurons_beyond_one_block() -> None:
     neuron = NeuronEquation("integrate", 1.0, 1.0, None, "ge")
     current = np.linspace(0, 2, 2500, dtype=np.float32)[None]
     spikes, v = np.empty((2, 2500), np.uint8), np.empty(2500, np.float32)
-    update_of(neuron)(current, *update_constants(neuron), False, v, spikes, 0, 2500)
+    update_kernel(form_of(neuron), 0)(current, numbers_of(neuron, 1), False, v, spikes, 0, 2500)
     np.testing.assert_array_equal(
         spikes, [current[0] >= 1, current[0] - (current[0] >= 1) + current[0] >= 1]
     )
@@ -360,10 +361,15 @@ def test_a_one_step_flip_would_be_seen(sparse: bool) -> None:
 def test_no_kernel_uses_fastmath() -> None:
     """Compiled as a strict sum, without Python's lock; functions made on demand included."""
     neuron = NeuronEquation("integrate", 1.0, 1.0, None, "gt")
-    made = [update_of(neuron), update_of(neuron, 4), start_lanes(4), multiply_lanes(4)]
-    made += [convolve_kernel("integrate", "gt", False, 4, 2, 2)]
+    made = [
+        update_kernel(form_of(neuron), 0),
+        update_kernel(form_of(neuron), 4),
+        start_lanes(4),
+        multiply_lanes(4),
+    ]
+    made += [convolve_kernel(LeakyForm("integrate", "gt", False), 4, 2, 2)]
     made += [convolve_gathered(2, graded) for graded in (False, True)]
-    made += [fire_gathered(2, False, "integrate", "gt", False)]
+    made += [fire_gathered(2, False, LeakyForm("integrate", "gt", False))]
     modules = mapping, kernels, rows, bit_planes
     made += [value for module in modules for value in vars(module).values()]
     found = [kernel for kernel in made if isinstance(kernel, Dispatcher)]
@@ -380,12 +386,13 @@ from soul_deploy.runtime.kernels.kept import KernelCache
 from soul_deploy.runtime.kernels.neurons import LANE_BLOCK
 from soul_deploy.runtime.equations import NeuronEquation
 from soul_deploy.runtime.kernels.time_vectorised import multiply_lanes, start_lanes
-from soul_deploy.runtime.kernels.neurons import update_constants, update_of
+from soul_deploy.runtime.kernels.neurons import update_kernel
+from soul_deploy.runtime.kernels.steps import form_of, numbers_of
 neuron = NeuronEquation("soul_lif_decay", 2.0, 1.0, None, "ge")
-numbers = update_constants(neuron)
+numbers = numbers_of(neuron, 1)
 v, current = np.zeros(3, np.float32), np.ones((1, 3), np.float32)
 spikes = np.zeros((2, 3), np.uint8)
-update_of(neuron)(current, *numbers, False, v, spikes, 0, 3)
+update_kernel(form_of(neuron), 0)(current, numbers, False, v, spikes, 0, 3)
 lanes, turned = np.ones((3, 4), np.float32), np.zeros((4, LANE_BLOCK), np.float32)
 start_lanes(4)(lanes, np.ones(3, np.float32), 0, 3)
 starts = np.array([0, 2], np.uint32)
@@ -393,8 +400,9 @@ rows = (starts[:-1], starts[1:], np.zeros(1, np.int64), np.array([0, 2], np.uint
 scratch = (np.zeros(1, np.uint8), np.zeros(1, np.uint32), np.zeros((1, 4), np.float32))
 values = np.ones((2, 1, 1), np.uint8)
 multiply_lanes(4)(values, *rows, np.ones(2, np.float32), *scratch, lanes)
-update_of(neuron, 4)(lanes, *numbers, False, v, spikes, 0, 3, turned)
-for kernel in (update_of(neuron), update_of(neuron, 4), start_lanes(4), multiply_lanes(4)):
+update_kernel(form_of(neuron), 4)(lanes, numbers, False, v, spikes, 0, 3, turned)
+updates = [update_kernel(form_of(neuron), lanes) for lanes in (0, 4)]
+for kernel in (*updates, start_lanes(4), multiply_lanes(4)):
     print(sum(kernel.stats.cache_hits.values()), sum(kernel.stats.cache_misses.values()))
 """
 

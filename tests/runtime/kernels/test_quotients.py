@@ -6,8 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from soul_deploy.runtime.equations import CHARGE, ChargeForm, NeuronEquation
-from soul_deploy.runtime.kernels.neurons import update_constants, update_of
+from soul_deploy.runtime.kernels.neurons import update_kernel
 from soul_deploy.runtime.kernels.quotients import MULTIPLYING, without_division
+from soul_deploy.runtime.kernels.steps import form_of, numbers_of
 
 FLOATS = st.floats(width=32, allow_nan=False, allow_infinity=False)
 
@@ -55,7 +56,7 @@ def test_kernels_fire_as_the_equation_says(charge: ChargeForm, v_reset: float | 
     neuron, rng = neuron_of(charge, 2.0, v_reset), np.random.default_rng(5)
     current = rng.normal(0.5, 1.0, (6, 300)).astype(np.float32)
     v, spikes = np.empty(300, np.float32), np.zeros((6, 300), np.uint8)
-    update_of(neuron)(current, *update_constants(neuron), False, v, spikes, 0, 300)
+    update_kernel(form_of(neuron), 0)(current, numbers_of(neuron, 1), False, v, spikes, 0, 300)
     state = np.full(300, neuron.rest, np.float32)
     for t, arriving in enumerate(current):
         numbers = np.float32(2.0), np.float32(neuron.rest), np.float32(neuron.v_threshold)

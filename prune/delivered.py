@@ -38,7 +38,7 @@ def sources(graph: ir.SpikingGraph) -> tuple[str, ...]:
 
 def entry_of(graph: ir.SpikingGraph, name: str) -> str:
     """The entry of Sums that arrives at a layer of the composed graph, the readout included."""
-    if name == graph.readout.name and graph.readout.over_time == "last":
+    if name == graph.readout.name and graph.readout.weighing == "last":
         return name
     return _source_of(graph, name)
 

@@ -346,4 +346,5 @@ def _readout(lowered: deploy.Deployed) -> eventnet.ReadoutLayer:
         votes=operator.votes,
         divisor=node.divisor(graph.shapes[node.inputs[0]], 1),
         over_time=node.over_time,
+        neuron=lowered.membrane,
     )

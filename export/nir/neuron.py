@@ -88,12 +88,12 @@ def _leaky(equation: NeuronEquation, name: str, dt: float) -> NirNeuron:
     reset, threshold = float(equation.v_reset), float(equation.v_threshold)
     if equation.charge == "integrate":
         return NirNeuron(None, 1 / dt, reset, threshold, reset)
-    steps = _time_constant(equation)
+    steps = time_constant(equation)
     r = 1.0 if equation.charge in DIVIDES else steps
     return NirNeuron(steps * dt, r, reset, threshold, reset)
 
 
-def _time_constant(equation: NeuronEquation) -> float:
+def time_constant(equation: NeuronEquation) -> float:
     """tau in steps, whatever form the charge has."""
     if equation.charge == "leak_multiply":
         return 1 / (1 - float(equation.constant))
@@ -223,6 +223,11 @@ class Conventions:
         self._require_same(key, "reset", self.reset, "zero")
         return own
 
+    def require_integrator(self, key: str, node: Any) -> None:
+        """As `require_step`, of neurons without a threshold: only dt is left open."""
+        if not self.dt_known:
+            self.assumed["dt"] = ASSUMED_STEP.format(dt=self.dt)
+
     def _require_same(self, key: str, flag: str, given: str | None, stored: str) -> None:
         if given not in (None, stored):
             text = f"{key}: --{flag} {given}, but its metadata say {stored}; leave the flag out"
@@ -239,10 +244,13 @@ class Conventions:
         if wrong is not None:
             raise UnsupportedGraphError(f"{key}: {wrong}; {_advice(others())}")
         if not self.dt_known:
-            self.assumed["dt"] = (
-                f"a time step is dt = {self.dt:g} s of forward Euler, as snnTorch and SpikingJelly "
-                "write by default; for another, give --dt"
-            )
+            self.assumed["dt"] = ASSUMED_STEP.format(dt=self.dt)
+
+
+ASSUMED_STEP = (
+    "a time step is dt = {dt:g} s of forward Euler, as snnTorch and SpikingJelly write by default; "
+    "for another, give --dt"
+)
 
 
 def _misfit(neuron: NirNeuron, dt: float, known: bool) -> str | None:

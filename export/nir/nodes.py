@@ -2,126 +2,23 @@
 
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from soul_deploy import ir
-from soul_deploy.base import Array, brief, errors, files
+from soul_deploy.base import Array, errors, files
+from soul_deploy.export.nir import membranes
 from soul_deploy.export.nir import package as nir_library
-from soul_deploy.export.nir.neuron import Conventions, NirNeuron, from_nir, to_nir
-from soul_deploy.nn.graph_module import GraphModule
+from soul_deploy.export.nir.neuron import NirNeuron, from_nir, to_nir
+from soul_deploy.export.nir.values import NirValue, Reader
 from soul_deploy.nn.neuron import learned_number
 
 SUPPORTED = (
     "Input, Output, Affine, Linear, Conv2d, AvgPool2d, SumPool2d, Flatten, Scale by one number or "
-    "one a channel, LIF, IF, CubaLIF with tau_syn = dt"
+    "one a channel, LIF, IF, CubaLIF with tau_syn = dt; last LI, I, CubaLI"
 )
-# Names that a module of ours already uses for something else.
-OWN = {"graph", "channel_masks", "weight_gates", "neuron_gates"}
-RESERVED = {*dir(GraphModule), *vars(nn.Module()), *OWN}
-
-
-@dataclass(frozen=True)
-class NirValue:
-    """A NIR node's value: our node's value times a factor."""
-
-    name: str
-    factor: float = 1.0
-
-
-@brief
-@dataclass
-class Reader:
-    """Our nodes and weights as they are made, in execution order.
-
-    graph: the NIR graph. last: our name of what the output reads.
-    """
-
-    graph: Any
-    conventions: Conventions
-    made: dict[str, ir.Node] = field(default_factory=dict)
-    state: dict[str, Array] = field(default_factory=dict)
-    last: str | None = None
-    values: dict[str, NirValue] = field(default_factory=dict)
-    shapes: dict[str, ir.Shape] = field(default_factory=dict)
-    sums: dict[tuple[str, ...], NirValue] = field(default_factory=dict)
-
-    def name(self, key: str) -> str:
-        """Our name of a NIR node: the one in its metadata, made safe as a module's name."""
-        name = str(self.graph.nodes[key].metadata.get(nir_library.NAME, key)).strip(".") or "node"
-        if name.split(".")[0] in RESERVED:
-            name = f"node_{name}"
-        if name in self.shapes:
-            raise errors.FileFormatError(f"two NIR nodes are called {name!r}")
-        return name
-
-    def put(self, node: ir.Node, **arrays: Array | None) -> NirValue:
-        """Append a node of ours with its weights. Raises FileFormatError if it does not fit."""
-        try:
-            shape = node.output_shape([self.shapes[name] for name in node.inputs])
-        except (errors.UsageError, ValueError, IndexError) as error:
-            raise errors.FileFormatError(f"the NIR graph does not fit together: {error}") from error
-        self.made[node.name] = node
-        self.shapes[node.name] = shape
-        for part, array in arrays.items():
-            if array is not None:
-                self.state[f"{node.name}.{part}"] = array
-        return NirValue(node.name)
-
-    def arriving(self, key: str) -> NirValue:
-        """The value that arrives at a NIR node: one source's, or the merge of several."""
-        sources = tuple(a for a, b in self.graph.edges if b == key)
-        if not sources:
-            raise errors.UnsupportedGraphError(f"{key}: nothing feeds it")
-        if len(sources) == 1:
-            return self.values[sources[0]]
-        if sources not in self.sums:
-            values = [self.values[source] for source in sources]
-            factor = values[0].factor
-            if any(value.factor != factor for value in values):
-                values = [NirValue(self.settled(key, value)) for value in values]
-                factor = 1.0
-            names = tuple(value.name for value in values)
-            node = self.put(ir.Merge(f"{self.name(key)}.sum", names, "add"))
-            self.sums[sources] = NirValue(node.name, factor)
-        return self.sums[sources]
-
-    def settled(self, key: str, value: NirValue, gain: float = 1.0) -> str:
-        """Put a value's factor and `gain` into the synapses before it; its name.
-
-        Raises UnsupportedGraphError if there are none, or something beside `key` reads them.
-        """
-        if value.factor * gain != 1.0:
-            self._scale(key, value.name, value.factor * gain)
-        return value.name
-
-    def _scale(self, key: str, name: str, factor: float) -> None:
-        node = self.made[name]
-        if node.composable or node.arity is None:  # linear
-            for source in node.inputs:
-                self._scale(key, source, factor)
-            return
-        if not (node.projects and self._readers(name) == 1):
-            raise errors.UnsupportedGraphError(
-                f"{key}: what arrives is scaled by {factor:g}, and there are no synapses before it "
-                f"that only it reads ({name}), so the factor has no place"
-            )
-        for part in (f"{name}.weight", f"{name}.bias"):
-            if part in self.state:
-                scaled = self.state[part].astype(np.float64) * factor
-                self.state[part] = scaled.astype(np.float32)
-
-    def _readers(self, name: str) -> int:
-        """How many NIR nodes read a value of ours; a Scale only hands it on."""
-        return sum(
-            self.values[a].name == name and type(self.graph.nodes[b]).__name__ != "Scale"
-            for a, b in self.graph.edges
-            if a in self.values
-        )
 
 
 def read_node(reader: Reader, key: str) -> None:
@@ -131,8 +28,6 @@ def read_node(reader: Reader, key: str) -> None:
     """
     node = reader.graph.nodes[key]
     kind = type(node).__name__
-    if kind in INTEGRATORS:
-        raise _readout_of_membranes(key, f"NIR {kind} is not supported")
     if kind not in READERS:
         text = f"{key}: NIR {kind} is not supported; supported: {SUPPORTED}"
         raise errors.UnsupportedGraphError(text)
@@ -156,6 +51,27 @@ def _output(r: Reader, key: str, node: Any) -> None:
     if r.last is not None:
         raise errors.UnsupportedGraphError(f"{key}: a second output; supported is one")
     r.last = r.settled(key, r.arriving(key))
+
+
+def _integrator(r: Reader, key: str, node: Any) -> NirValue:
+    """A last node, behind a linear or affine one: its numbers that multiply or shift go there."""
+    readers = [type(r.graph.nodes[b]).__name__ for a, b in r.graph.edges if a == key]
+    if readers != ["Output"]:
+        raise errors.UnsupportedGraphError(
+            f"{key}: a NIR {type(node).__name__} inside the network, whose membrane is no spikes; "
+            "supported is one whose membrane is the output"
+        )
+    found = membranes.from_node(key, node, r.conventions.dt)
+    r.conventions.require_integrator(key, node)
+    charging = r.settled(key, r.arriving(key))
+    if not isinstance(r.made[charging], ir.Linear) or r.readers(charging) != 1:
+        raise errors.UnsupportedGraphError(
+            f"{key}: a NIR {type(node).__name__} behind {charging!r}; supported is one that a "
+            "linear or affine node alone feeds"
+        )
+    r.charged = membranes.stored_neuron(key, node, found, r.conventions.dt)
+    r.weigh_rows(charging, found.gain, found.shift)
+    return NirValue(charging)
 
 
 def _linear(r: Reader, key: str, node: Any) -> NirValue:
@@ -261,7 +177,7 @@ def _cuba_lif(r: Reader, key: str, node: Any) -> NirValue:
     return _population(r, key, node)
 
 
-def _numbers(key: str, node: Any) -> NirNeuron:
+def _numbers(key: str, node: Any, read: membranes.ReadRule = "spikes") -> NirNeuron:
     """Of a LIF, an IF, or a CubaLIF whose synaptic current lasts one step."""
     kind, tau = type(node).__name__, None
     r = _uniform(key, "r", node.r)
@@ -271,18 +187,17 @@ def _numbers(key: str, node: Any) -> NirNeuron:
     elif kind == "LIF":
         tau = _uniform(key, "tau", node.tau)
     if np.isposinf(np.asarray(node.v_threshold, np.float64)).all():
-        raise _readout_of_membranes(key, "v_threshold is infinite")
-    threshold = _uniform(key, "v_threshold", node.v_threshold)
+        if read == "spikes":
+            raise errors.UnsupportedGraphError(
+                f"{key}: v_threshold is infinite: neurons that never fire; where their membrane is "
+                "the output, give --read membrane_no_reset"
+            )
+        threshold = 1.0
+    else:
+        threshold = _uniform(key, "v_threshold", node.v_threshold)
     reset = _uniform(key, "v_reset", node.v_reset)
     leak = reset if tau is None else _uniform(key, "v_leak", node.v_leak)
     return NirNeuron(tau, r, leak, threshold, reset)
-
-
-def _readout_of_membranes(key: str, what: str) -> errors.UnsupportedGraphError:
-    return errors.UnsupportedGraphError(
-        f"{key}: {what}: neurons that never fire, whose membrane is read, are not supported; "
-        "supported outputs are spikes, and an affine node that weighs spikes"
-    )
 
 
 def _all_numbers(graph: Any) -> list[NirNeuron]:
@@ -296,7 +211,7 @@ def _all_numbers(graph: Any) -> list[NirNeuron]:
 
 
 def _population(r: Reader, key: str, node: Any) -> NirValue:
-    neuron, said, gain = _numbers(key, node), r.conventions, 1.0
+    neuron, said, gain = _numbers(key, node, r.read_of(key)), r.conventions, 1.0
     own = _own_neuron(r, key, node, neuron)
     if own is None:
         said.require_step(key, neuron, lambda: _all_numbers(r.graph))
@@ -366,6 +281,6 @@ READERS: dict[str, Callable[[Reader, str, Any], NirValue | None]] = {
     "LIF": _population,
     "IF": _population,
     "CubaLIF": _cuba_lif,
+    **dict.fromkeys(("LI", "I", "CubaLI"), _integrator),
 }
 NEURONS = ("LIF", "IF", "CubaLIF")
-INTEGRATORS = ("LI", "I", "CubaLI")  # without a threshold

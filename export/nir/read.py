@@ -15,8 +15,9 @@ import numpy as np
 
 from soul_deploy import ir
 from soul_deploy.base import Array, brief, errors, files, pixel_rule, reduction
-from soul_deploy.export.nir import neuron, package
-from soul_deploy.export.nir.nodes import Reader, read_node
+from soul_deploy.export.nir import membranes, neuron, package
+from soul_deploy.export.nir.nodes import read_node
+from soul_deploy.export.nir.values import Reader
 from soul_deploy.model.file import check_state, info_from_json
 from soul_deploy.model.model import Model, ModelInfo, with_input_kind
 from soul_deploy.runtime.equations import FireRule
@@ -55,6 +56,7 @@ def import_nir(
     reset: neuron.ResetRule | None = None,
     input_kind: pixel_rule.InputKind | None = None,
     over_time: reduction.OverTime | None = None,
+    read: membranes.ReadRule | None = None,
 ) -> Model:
     """The model of a NIR file, or of a `nir.NIRGraph`.
 
@@ -66,7 +68,9 @@ def import_nir(
     this package wrote leave nothing to assume.
     input_kind: what the input is; None: as in the metadata, or "images". over_time: what the class
     scores are of the output at all steps, "mean", "sum", "last" or "max"; None: as in the metadata,
-    or the mean, which is one more sentence.
+    or the mean, which is one more sentence. read: what a last LIF, IF or CubaLIF puts out: its
+    "spikes" (None), its "membrane" after each step, or the membrane of neurons that never reset,
+    "membrane_no_reset", which tools write no otherwise.
 
     Raises what `read_nir` raises, UsageError if T is neither given nor stored or the metadata
     contradict what is given, UnsupportedGraphError with the node's name, also where the assumed dt
@@ -80,7 +84,9 @@ def import_nir(
     described = _scored(described_graph(graph.metadata, time_steps, dt), over_time)
     step = package.DEFAULT_DT if described.dt is None else described.dt
     said = neuron.Conventions(step, described.dt is not None, fire, reset)
-    reader = Reader(graph, said)
+    if read not in (None, *membranes.READ_RULES):
+        raise errors.UsageError(f"read {read!r}; valid: {', '.join(membranes.READ_RULES)}")
+    reader = Reader(graph, said, read=read or "spikes")
     for key in _ordered(graph):
         _read(reader, key)
     model = _model(reader, described).with_time_steps(described.time_steps)
@@ -154,9 +160,8 @@ def _require_reachable(graph: ir.SpikingGraph, state: Mapping[str, Array]) -> No
     if reach < last.neuron.v_threshold:
         raise errors.UnsupportedGraphError(
             f"{last.name}: its membrane stays below {reach:g} in {graph.time_steps} steps, its "
-            f"threshold is {last.neuron.v_threshold:g}: output neurons that never fire, whose "
-            "membrane is read, are not supported; supported outputs are spikes, and an affine node "
-            "that weighs spikes"
+            f"threshold is {last.neuron.v_threshold:g}: where its membrane is the output, give "
+            "--read membrane"
         )
 
 
@@ -165,22 +170,25 @@ def _read_how(reader: Reader, described: Description) -> dict[str, Any]:
     said = reader.conventions
     found: dict[str, Any] = {}
     if described.readout is None and reader.last is not None:
-        said.assumed |= _scores(reader.made[reader.last], described.over_time)
+        said.assumed |= _scores(reader, reader.last, described.over_time)
         found["nir"] = {"dt": said.dt, "fire": said.fire or "gt", "reset": said.reset or "zero"}
+        found["nir"] |= {} if reader.read == "spikes" else {"read": reader.read}
     assumed = list(said.assumed.values())
     return found | ({"assumptions": assumed} if assumed else {})
 
 
-def _scores(last: ir.Node, over_time: reduction.OverTime | None) -> dict[str, str]:
+def _scores(reader: Reader, name: str, over_time: reduction.OverTime | None) -> dict[str, str]:
     """What is assumed of the class scores, as a sentence; nothing if there is nothing."""
-    if over_time is not None and not last.fires:
+    last = reader.made[name]
+    spikes = last.fires and reader.read == "spikes"
+    if over_time is not None and not spikes:
         return {}
     made = "the mean over T" if over_time is None else "made"
     text = f"the class scores are {made} of the output of {last.name!r}"
-    if last.fires:
+    if spikes:
         text += (
-            ", its spikes; a neuron that never resets, whose membrane the tool reads, looks the "
-            "same in NIR and is not supported"
+            ", its spikes; where the tool reads its membrane, which looks the same in NIR, give "
+            "--read membrane, or membrane_no_reset if it never resets"
         )
     if over_time is None:
         text += "; where they are their sum, the last or the largest, give --over_time"
@@ -258,6 +266,13 @@ def with_readout(
     if _readers(reader, last):
         raise errors.UnsupportedGraphError(f"{last}: both the output and inside the network")
     over_time = described.over_time or "mean"
+    if node.fires and reader.read != "spikes":
+        return _membranes_of(reader, last, over_time)
+    if reader.read != "spikes":
+        raise errors.UnsupportedGraphError(
+            f"{last}: --read {reader.read} given, but the output is {node.op!r}; it is for spiking "
+            "neurons: leave it out"
+        )
     if node.fires:
         return (*nodes, _spikes(node, reader.shapes[last], over_time)), state
     source, dropped = _before_mean(reader, node.inputs[0]) if node.inputs else ("", ())
@@ -268,14 +283,39 @@ def with_readout(
             "linear or affine node that weighs their spikes"
         )
     kept = tuple(n for n in nodes if n.name not in {last, *dropped})
-    if own is not None and not _is_head(own, head, state):
+    charged = None if reader.charged is None else reader.charged.neuron
+    if own is not None and (own.neuron != charged or not _is_head(own, head, state)):
         raise errors.FileFormatError(
             f"{last} is not the readout that the metadata describes ({own.describe()})"
         )
     if own is not None and not own.linear:
         rest = {name: array for name, array in state.items() if name != f"{last}.weight"}
         return (*kept, replace(own, name=last, inputs=(source,))), rest
-    return (*kept, replace(head, over_time=over_time)), state
+    if reader.charged is not None:
+        numbers = reader.charged.tensors.items()
+        state |= {f"{head.neurons_name}.{name}": array for name, array in numbers}
+    return (*kept, replace(head, over_time=over_time, neuron=charged)), state
+
+
+def _membranes_of(
+    reader: Reader, last: str, over_time: reduction.OverTime
+) -> tuple[tuple[ir.Node, ...], dict[str, Array]]:
+    """The membranes of the last population, which a linear node alone charges."""
+    population = reader.made[last]
+    assert isinstance(population, ir.Population)
+    (charging,) = population.inputs
+    node = reader.made[charging]
+    source, dropped = _before_mean(reader, node.inputs[0]) if node.inputs else ("", ())
+    head = node.as_head(source)
+    if head is None or not head.linear or _readers(reader, charging) != 1:
+        raise errors.UnsupportedGraphError(
+            f"{last}: the membrane of neurons behind {node.op!r}; supported are those that a "
+            "linear or affine node alone feeds"
+        )
+    spec, gain = membranes.read_as(last, population.neuron, reader.read)
+    reader.weigh_rows(charging, np.array(gain), np.zeros(1))
+    kept = tuple(n for n in reader.made.values() if n.name not in {last, charging, *dropped})
+    return (*kept, replace(head, neuron=spec, over_time=over_time)), reader.state
 
 
 def _is_head(own: ir.Readout, head: ir.Readout, state: State) -> bool:

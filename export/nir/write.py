@@ -18,7 +18,7 @@ import numpy as np
 
 from soul_deploy import ir
 from soul_deploy.base import dispatch, errors, files, reduction
-from soul_deploy.export.nir import neuron, package
+from soul_deploy.export.nir import membranes, neuron, package
 from soul_deploy.export.nir.package import DEFAULT_DT, nir_package
 from soul_deploy.lowering import deploy, fold_batch_norm, pool_windows
 from soul_deploy.model.model import Model
@@ -254,6 +254,12 @@ def _readout(node: ir.Readout, w: _Writer) -> None:
     votes = None if node.linear else package.vote_weight(node.classes, node.votes)
     head = w.folded[node.name] if votes is None else fold_batch_norm.DeployedWeights(votes, None)
     key = w.add(node.name, _affine(w.nir, head), sources)
+    equation = w.equations.get(node.neurons_name)
+    if equation is not None:
+        name = node.neurons_name
+        integrator = membranes.to_node(equation, w.nir, name, node.classes, w.dt)
+        membranes.describe_in(integrator, node, w.model.state)
+        key = w.add(name, integrator, (key,))
     w.nodes["output"] = w.nir.Output(output_type={"output": np.array((node.classes,))})
     w.edges.append((key, "output"))
 
@@ -261,7 +267,8 @@ def _readout(node: ir.Readout, w: _Writer) -> None:
 def nir_metadata(model: Model, dt: float, source_sha256: str) -> dict[str, str]:
     """The graph's metadata: strings, nested values as JSON."""
     graph, info = model.graph, model.info
-    equations = deploy.lower(model).equations.values()
+    by_name = deploy.lower(model).equations
+    equations = [by_name[node.name] for node in graph.populations]
     rules = {neuron.RULES[e.fire] for e in equations if isinstance(e, NeuronEquation)}
     nested: dict[str, Any] = {
         "classes": list(info.classes),

@@ -8,6 +8,7 @@ determines is computed once. `metadata_props` say what the caller needs to know.
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from soul_deploy.export.onnx import neuron as onnx_neuron
 from soul_deploy.export.onnx import nodes as onnx_nodes
 from soul_deploy.export.onnx import populations
 from soul_deploy.export.onnx.opsets import ir_version_for, require_opset
+from soul_deploy.export.onnx.readout import append_readout
 from soul_deploy.ir import SpikingGraph
 from soul_deploy.lowering.deploy import Deployed, lower
 from soul_deploy.model.model import Model
@@ -44,6 +46,13 @@ ENCODINGS: dict[onnx_nodes.InputMode, str] = {
 
 
 onnx_nodes.append_onnx.on(ir.Population)(populations.append_population)
+
+
+@onnx_nodes.append_onnx.on(ir.Readout)
+def _readout(node: ir.Readout, b: onnx_nodes.OnnxBuilder) -> None:
+    synapses = partial(onnx_nodes.synapses, b, node.name)
+    charge = partial(populations.append_membranes, node, b)
+    append_readout(node, b, synapses, charge, onnx_nodes.OUTPUT)
 
 
 def build_onnx(

@@ -18,7 +18,6 @@ from soul_deploy.base import Array, brief, dispatch, errors
 from soul_deploy.export.onnx import channelwise
 from soul_deploy.export.onnx import neuron as onnx_neuron
 from soul_deploy.export.onnx.convolution import append_convolution, pads
-from soul_deploy.export.onnx.readout import append_readout
 from soul_deploy.lowering import deploy, pool_windows
 
 BATCH, MERGED = "batch", "time_batch"
@@ -131,11 +130,12 @@ def pattern_name(population: str) -> str:
     return f"{population}.pattern"
 
 
-def _synapses(b: OnnxBuilder, name: str) -> list[str]:
-    synapses = b.lowered.synapses[name]
-    names = [b.constant(weight_name(name), synapses.weight)]
-    if synapses.bias is not None:
-        names.append(b.constant(bias_name(name), synapses.bias))
+def synapses(b: OnnxBuilder, name: str) -> list[str]:
+    """Put a node's deployed weights into the graph; the initializers' names."""
+    deployed = b.lowered.synapses[name]
+    names = [b.constant(weight_name(name), deployed.weight)]
+    if deployed.bias is not None:
+        names.append(b.constant(bias_name(name), deployed.bias))
     return names
 
 
@@ -153,7 +153,7 @@ def _input(node: ir.Input, b: OnnxBuilder) -> None:
 
 @append_onnx.on(ir.Convolution)
 def _convolution(node: ir.Convolution, b: OnnxBuilder) -> None:
-    append_convolution(node, b, _synapses(b, node.name))
+    append_convolution(node, b, synapses(b, node.name))
 
 
 @append_onnx.on(ir.MaxPool)
@@ -193,7 +193,7 @@ def _adaptive(node: ir.AdaptiveAvgPool, b: OnnxBuilder) -> None:
 
 append_onnx.on(ir.Flatten)(lambda n, b: b.op("Flatten", [b.source(n)], b.value(n.name), axis=1))
 append_onnx.on(ir.Linear)(
-    lambda n, b: b.op("Gemm", [b.source(n), *_synapses(b, n.name)], b.value(n.name), transB=1)
+    lambda n, b: b.op("Gemm", [b.source(n), *synapses(b, n.name)], b.value(n.name), transB=1)
 )
 
 
@@ -224,11 +224,6 @@ def _at_every_step(b: OnnxBuilder, node: ir.Merge, place: int) -> str:
     name, rank = f"{node.name}.repeated.{place}", 1 + len(b.graph.shapes[source])
     repeats = b.integers(f"{name}.repeats", steps, *[1] * (rank - 1))
     return b.op("Tile", [b.value(source), repeats], name)
-
-
-@append_onnx.on(ir.Readout)
-def _readout(node: ir.Readout, b: OnnxBuilder) -> None:
-    append_readout(node, b, lambda: _synapses(b, node.name), OUTPUT)
 
 
 def emit(b: OnnxBuilder, node: ir.Node) -> None:

@@ -1,6 +1,6 @@
 """Populations in ONNX: T steps of their neurons, one after the other."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 import numpy as np
@@ -40,22 +40,42 @@ def _fire(b: OnnxBuilder, node: ir.Population, output: str) -> str:
         return _fire_together(b, node, equation, output)
     if node.inputs[0] not in b.static and steps > 1:
         currents = _split(b, current, name, steps)
-    given = b.membranes.get(name, ())
-    if not given or node.generated:
+    if name not in b.membranes or node.generated:
         b.op("Shape", [currents[0]], f"{name}.current_shape")
+    one = output if steps == 1 and not b.functions else None
+    spikes = [spike for spike, *_ in _steps(b, name, currents, one)]
+    return spikes[0] if spikes == [output] else b.op("Concat", spikes, output, axis=0)
+
+
+def append_membranes(node: ir.Readout, b: OnnxBuilder, currents: Sequence[str]) -> list[str]:
+    """The neurons behind the readout's head on the current of each step: their membranes, (batch,
+    classes), after each.
+    """
+    name = node.neurons_name
+    if name not in b.membranes:
+        b.op("Shape", [currents[0]], f"{name}.current_shape")
+    return [membrane for _, membrane, *_ in _steps(b, name, currents)]
+
+
+def _steps(
+    b: OnnxBuilder, name: str, currents: Sequence[str], only: str | None = None
+) -> Iterator[Sequence[str]]:
+    """The neuron's step on each current: (spike, states after it), from rest or as given.
+
+    Needs their shape as `<name>.current_shape`, if from rest. only: the spike of a single step.
+    """
+    equation, given = b.lowered.equations[name], b.membranes.get(name, ())
     kept = _state_names(equation)
     state = [into for into, _ in given] or [
         _at_rest(b, f"{name}.{kind}", f"{name}.current_shape", value)
         for kind, value in zip(kept, equation.start, strict=True)
     ]
-    spikes = []
     for t, x in enumerate(currents):
-        spike = output if steps == 1 and not b.functions else f"{name}.spike.{t}"
         after = [out for _, out in given] or [f"{name}.{kind}.{t}" for kind in kept]
-        b.nodes += _step(b, node.name, t, (*state, x), (spike, *after))
-        spikes.append(spike)
+        made = only or f"{name}.spike.{t}", *after
+        b.nodes += _step(b, name, t, (*state, x), made)
+        yield made
         state = after
-    return spikes[0] if spikes == [output] else b.op("Concat", spikes, output, axis=0)
 
 
 def _fire_together(

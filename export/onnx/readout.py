@@ -1,6 +1,6 @@
 """ONNX's spelling of the readout: class scores of the spikes of all steps."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -13,14 +13,22 @@ if TYPE_CHECKING:
     from soul_deploy.export.onnx.nodes import OnnxBuilder
 
 Synapses = Callable[[], list[str]]
+Charge = Callable[[Sequence[str]], list[str]]
 
 
-def append_readout(node: ir.Readout, b: "OnnxBuilder", synapses: Synapses, output: str) -> None:
+def append_readout(
+    node: ir.Readout, b: "OnnxBuilder", synapses: Synapses, charge: Charge, output: str
+) -> None:
     """Sum first, scale last; a maximum over time after that.
 
     synapses: puts the head's weight and bias into the graph, those that it has, and gives their
-    names. output: (batch, classes), or (T, batch, classes) of a file that yields all steps.
+    names. charge: puts the neurons behind the head there, which take a current (batch, classes) at
+    each step, and gives their membranes after each. output: (batch, classes), or (T, batch,
+    classes) of a file that yields all steps.
     """
+    if node.neuron is not None:
+        _of_membranes(node, b, synapses, charge, output)
+        return
     largest = node.over_time == "max" and b.graph.time_steps > 1 and not b.by_step
     head = _Head(node, b, each_step=largest or b.by_step)
     of_steps = f"{node.name}.of_steps" if largest else output
@@ -31,6 +39,45 @@ def append_readout(node: ir.Readout, b: "OnnxBuilder", synapses: Synapses, outpu
         head.vote(counts, of_steps)
     if largest:
         _largest(b, of_steps, output)
+
+
+def _of_membranes(
+    node: ir.Readout, b: "OnnxBuilder", synapses: Synapses, charge: Charge, output: str
+) -> None:
+    """The head's scores of each step charge neurons; then the scores, of their membranes in the
+    order of the steps.
+    """
+    name, steps = node.name, b.graph.time_steps
+    head = _Head(node, b, each_step=True)
+    head.weigh(head.by_step(), synapses, f"{name}.of_steps")
+    currents = []
+    for t in range(steps):
+        at = b.integers(f"{name}.step.{t}", t)
+        taken = b.op("Gather", [f"{name}.of_steps", at], f"{name}.taken.{t}", axis=0)
+        sides = f"{name}.current_shape.{t}", f"{name}.current.{t}"
+        currents.append(b.reshape(taken, *sides, -1, node.classes))
+    membranes = charge(currents)
+    if b.by_step:
+        shape = b.integers(f"{name}.step_shape", 1, -1, node.classes)
+        each = [b.op("Reshape", [v, shape], f"{v}.of_step") for v in membranes]
+        b.op("Concat", each, output, axis=0)
+    elif node.over_time == "last":
+        b.op("Identity", [membranes[-1]], output)
+    elif node.over_time == "max":
+        b.op("Max", membranes, output)
+    else:
+        _added(node, b, membranes, output)
+
+
+def _added(node: ir.Readout, b: "OnnxBuilder", membranes: list[str], output: str) -> None:
+    total = membranes[0]
+    for t, membrane in enumerate(membranes[1:], start=1):
+        total = b.op("Add", [total, membrane], f"{node.name}.added.{t}")
+    if node.over_time == "sum":
+        b.op("Identity", [total], output)
+        return
+    share = np.full(node.classes, 1 / len(membranes), np.float32)
+    b.op("Mul", [total, b.constant(f"{node.name}.share", share)], output)
 
 
 @dataclass(frozen=True)

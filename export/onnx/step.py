@@ -7,6 +7,7 @@ back; at first they are at rest. Where something depends on which step it is, so
 """
 
 import json
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -62,7 +63,16 @@ def states_of(model: Model) -> tuple[State, ...]:
         for name, initial in zip(("v", *equation.state[1:]), equation.start, strict=True):
             ends = f"{name}_{n}_in", f"{name}_{n}_out"
             states.append(State(p.name, *ends, shapes[p.inputs[0]], initial))
-    return tuple(states)
+    return (*states, *_states_of_readout(model))
+
+
+def _states_of_readout(model: Model) -> Iterator[State]:
+    """Of the neurons behind the head, `readout_v_in` and `readout_v_out` and so on."""
+    equation, node = lower(model).membrane, model.graph.readout
+    if equation is not None:
+        for name, initial in zip(("v", *equation.state[1:]), equation.start, strict=True):
+            ends = f"readout_{name}_in", f"readout_{name}_out"
+            yield State(node.neurons_name, *ends, (node.classes,), initial)
 
 
 def currents_of(graph: SpikingGraph) -> tuple[str, ...]:

@@ -211,6 +211,7 @@ def _readout_problems(lowered: deploy.Deployed, stored: eventnet.ReadoutLayer) -
     theirs = (stored.name, stored.source, stored.in_shape, stored.classes, stored.space)
     yield from _differs("readout", (*theirs, stored.votes, stored.divisor), ours)
     yield from _differs("readout: over time", stored.over_time, node.over_time)
+    yield from _differs("readout: neurons", stored.neuron, lowered.membrane)
     weight = stored.weight
     if weight is not None and not stored.space:
         weight = _channel_major(weight, stored.in_shape)

@@ -27,7 +27,7 @@ from soul_deploy.runtime.kernels.cache import compiling_announced
 from soul_deploy.runtime.ops import counted_run, counters, counting
 from soul_deploy.runtime.plan import layer_plan, layout, regions
 from soul_deploy.runtime.plan.neuron_state import sent_dtype
-from soul_deploy.runtime.plan.readout import readout_region
+from soul_deploy.runtime.plan.readout import membranes_of, readout_region
 
 
 class EventExecution:
@@ -121,7 +121,8 @@ class EventExecution:
             (steps, *layout.channel_last(readout.in_shape)), sent_dtype(edge)
         )
         scores = layer_plan.aligned((readout.classes,), np.float32)
-        region = readout_region(readout, source, scores)
+        membranes = membranes_of(readout, steps)
+        region = readout_region(readout, source, scores, membranes)
         result = np.empty((batch, readout.classes), np.float32)
         for b in range(batch):
             source[...] = to_channel_last(inputs[:, b], readout.in_shape)

@@ -295,12 +295,13 @@ def _expected_arrays(
 
 def _neuron_problems(reference: Model, file: ModelProto, form: Interface) -> Iterator[str]:
     """Where functions are called: each with its equation's, and the model's numbers."""
-    calls: dict[str, list[NodeProto]] = {node.name: [] for node in reference.graph.populations}
+    equations = deploy.lower(reference).equations
+    calls: dict[str, list[NodeProto]] = {name: [] for name in equations}
     for node in file.graph.node:
         owner = node.output[0].rsplit(".spike.", 1)[0]
         if node.domain == onnx_neuron.DOMAIN and owner in calls:
             calls[owner].append(node)
-    for name, equation in deploy.lower(reference).equations.items() if file.functions else ():
+    for name, equation in equations.items() if file.functions else ():
         expected = (onnx_neuron.function_name(equation), _rounded(onnx_neuron.attributes(equation)))
         for node in calls[name]:
             constants = {a.name: helper.get_attribute_value(a) for a in node.attribute}

@@ -48,7 +48,7 @@ class StepExecution(onnx.OnnxFile):
         output, states = self.ends(layer)[1][0], self._states_in(layer)
         (found,) = self._loop(layer, self._feeds(layer, values), states, [output])
         result = torch.from_numpy(found)
-        if not states:
+        if layer == self.graph.readout.name:
             return LayerRun(onnx.combined(result, self.graph))
         return LayerRun(sent_of(self.graph, layer, result))
 
@@ -59,11 +59,13 @@ class StepExecution(onnx.OnnxFile):
             given += dict.fromkeys(self._still_before(layer))
         given += [state.input for state in states]
         given += [onnx_step.COUNTER_IN] if self._counter_in(layer) else []
-        output = self.value(layer) if states else nodes.OUTPUT
+        output = nodes.OUTPUT if layer == self.graph.readout.name else self.value(layer)
         return given, [output, *(state.output for state in states)]
 
     def _states_in(self, layer: str) -> list[onnx_step.State]:
-        return [state for state in self.all_states if state.population == layer]
+        readout = self.graph.readout
+        owner = readout.neurons_name if layer == readout.name else layer
+        return [state for state in self.all_states if state.population == owner]
 
     def _loop(
         self, key: str, feeds: Sequence[Feed], states: Sequence[onnx_step.State], wanted: list[str]

@@ -329,7 +329,9 @@ def _open_nir(reference: ReferenceModel, file: files.File, source_sha256: str | 
     else:  # of another tool: read as the model was, if it came from there
         read_with = reference.model.info.provenance.get("nir")
         said = read_with if isinstance(read_with, dict) else {}
-        rules = {name: said.get(name) for name in ("dt", "fire", "reset")}
+        rules = {name: said.get(name) for name in ("dt", "fire", "reset", "read")}
+        info, readout = reference.model.info, reference.graph.readout  # in no file of another tool
+        rules |= {"over_time": readout.over_time, "input_kind": info.input_kind}
         imported = import_nir(graph, time_steps=reference.graph.time_steps, **rules)
     problems += nir_problems(reference.model, imported)
     return _Opened(tuple(problems), None if problems else ModelExecution(imported))
@@ -362,7 +364,7 @@ def nir_problems(reference: Model, imported: Model) -> Iterator[str]:
     expected, found_neurons = lower(reference).equations, lower(imported).equations
     yield from _unpaired(expected, found_neurons)
     for name in sorted(set(expected) & set(found_neurons)):
-        if ours.shapes[name] != theirs.shapes[name]:
+        if ours.shapes.get(name) != theirs.shapes.get(name):
             yield f"{name}: shape {theirs.shapes[name]}, the model says {ours.shapes[name]}"
         if expected[name] != found_neurons[name]:
             yield f"{name}: {found_neurons[name]}, the model says {expected[name]}"

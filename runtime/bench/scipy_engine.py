@@ -10,7 +10,7 @@ Maps are float32 vectors, channel-last: value (c, y, x) of a (C, H, W) map has i
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
@@ -19,8 +19,9 @@ from typing import Any
 import numpy as np
 from scipy.sparse import csr_array
 
-from soul_deploy.base import Array, brief, dispatch, reduction
+from soul_deploy.base import Array, brief, dispatch
 from soul_deploy.runtime.engine.inputs import samples_of
+from soul_deploy.runtime.equations import Equation
 from soul_deploy.runtime.format import file, tap_tables
 from soul_deploy.runtime.format import network as eventnet
 from soul_deploy.runtime.ops.fan_out import nonzero_rows
@@ -172,8 +173,26 @@ def _(layer: eventnet.ScatterLayer, network: eventnet.EventNetwork) -> Step:
 def scores_of(readout: eventnet.ReadoutLayer, spikes: Array) -> Array:
     """float32 (classes,) from the spikes that the readout reads, (T, n)."""
     steps = len(spikes)
-    weighed = (_weighed(readout, spikes[at].sum(0), steps) for at in readout.weighings(steps))
+    weighed = [_weighed(readout, spikes[at].sum(0), steps) for at in readout.weighings(steps)]
+    if readout.neuron is not None:
+        return _of_membranes(readout, readout.neuron, weighed)
     return np.asarray(reduce(np.maximum, weighed), np.float32)
+
+
+def _of_membranes(
+    readout: eventnet.ReadoutLayer, neuron: Equation, currents: Sequence[Array]
+) -> Array:
+    """Scores from the membranes that the currents of all steps leave."""
+    state = tuple(np.full(readout.classes, v, np.float32) for v in neuron.start)
+    membranes = []
+    for current in currents:
+        _, state = neuron.advance(state, np.asarray(current, np.float32))
+        membranes.append(state[0])
+    if readout.over_time in ("last", "max"):
+        return np.asarray(membranes[-1] if readout.over_time == "last" else np.max(membranes, 0))
+    total = reduce(np.add, membranes)
+    mean = readout.over_time == "mean"
+    return np.asarray(total * np.float32(1 / len(membranes)) if mean else total, np.float32)
 
 
 def _weighed(readout: eventnet.ReadoutLayer, total: Array, steps: int) -> Array:
@@ -186,7 +205,7 @@ def _weighed(readout: eventnet.ReadoutLayer, total: Array, steps: int) -> Array:
         scores = (readout.weight @ sums) * scale
     if readout.bias is None:
         return np.asarray(scores)
-    times = np.float32(reduction.biases(readout.over_time, steps))
+    times = np.float32(readout.biases(steps))
     return np.asarray(scores + times * readout.bias)
 
 

@@ -15,6 +15,9 @@ what the network takes.
 
 Format 2 is format 1 with `over_time` in the readout: "sum", "last" or "max" over the steps. A
 network whose scores are the mean over time, as they all are in format 1, is written in format 1.
+
+Format 4 is format 2 with `neuron` in the readout, written as a layer's: neurons behind the head,
+whose membrane is read. Over time there is then the mean too.
 """
 
 from collections.abc import Mapping
@@ -31,6 +34,7 @@ from soul_deploy.runtime.format.network import EventNetwork, Layer, PixelNormali
 FORMAT = "soul-deploy/event/1"
 FORMAT_OVER_TIME = "soul-deploy/event/2"
 FORMAT_FIXED = "soul-deploy/event/3"
+FORMAT_MEMBRANE = "soul-deploy/event/4"
 OF_OLD_FILES: reduction.OverTime = "mean"
 
 
@@ -43,6 +47,8 @@ def save_event_network(path: Path | str, network: EventNetwork) -> None:
 
 def format_of(network: EventNetwork) -> str:
     """The first format that has all that a network needs."""
+    if network.readout.neuron is not None:
+        return FORMAT_MEMBRANE
     if network.integers is not None:
         return FORMAT_FIXED
     return FORMAT if network.readout.over_time == OF_OLD_FILES else FORMAT_OVER_TIME
@@ -58,7 +64,7 @@ def load_event_network(file: files.File, *, max_memory: int | None = None) -> Ev
     """
     opened = files.read_tensors(file, max_memory=max_memory)
     path = opened.path
-    document = opened.document(FORMAT, FORMAT_OVER_TIME, FORMAT_FIXED)
+    document = opened.document(FORMAT, FORMAT_OVER_TIME, FORMAT_FIXED, FORMAT_MEMBRANE)
     if files.digest(opened.tensors) != document.get("digest"):
         raise errors.FileFormatError(
             f"{path}: its tensors do not match their digest; the file is damaged"
@@ -106,8 +112,10 @@ def _readout_header(readout: ReadoutLayer) -> dict[str, Any]:
     told = layer_codec.plain(readout)
     if readout.unit is None:
         del told["unit"]
-        if readout.over_time == OF_OLD_FILES:
+        if readout.over_time == OF_OLD_FILES and readout.neuron is None:
             del told["over_time"]
+    if readout.neuron is None:
+        del told["neuron"]
     return told
 
 
@@ -119,7 +127,14 @@ def _readout(document: Mapping[str, Any], tensors: layer_codec.Tensors) -> Reado
             f"{entry['name']}: over_time {entry.get('over_time')!r} in a file of {FORMAT}",
         )
         entry["over_time"] = OF_OLD_FILES
-    readout: ReadoutLayer = layer_codec.read_part(ReadoutLayer, entry["name"], entry, tensors)
+    name, neuron = entry["name"], None
+    if document["format"] == FORMAT_MEMBRANE:
+        neuron = layer_codec.read_neuron(entry["neuron"], name, tensors)
+    errors.require(
+        neuron is not None or "neuron" not in entry,
+        f"{name}: a neuron in a file of {document['format']}",
+    )
+    readout: ReadoutLayer = layer_codec.read_part(ReadoutLayer, name, entry, tensors, neuron=neuron)
     return readout
 
 

@@ -169,8 +169,8 @@ def read_part(
     name: of the layer whose arrays it holds. fields_made: fields that are objects of their own.
     """
     for item in fields(kind):
-        if item.name == "neuron":
-            fields_made[item.name] = _neuron(entry[item.name], name, tensors)
+        if item.name == "neuron" and item.name not in fields_made:
+            fields_made[item.name] = read_neuron(entry[item.name], name, tensors)
         elif item.name in FIELDS:
             fields_made[item.name] = FIELDS[item.name](entry[item.name])
         elif item.name not in fields_made:
@@ -219,7 +219,8 @@ _enter(read_layer, _read_projection, layers.SpikingLayer, layers.CurrentLayer)
 _enter(read_synapses, read_part, ConvSynapses, MatrixSynapses)
 
 
-def _neuron(entry: Entry, layer: str, tensors: Tensors) -> Equation:
+def read_neuron(entry: Entry, layer: str, tensors: Tensors) -> Equation:
+    """The neuron that `neuron_header` wrote; layer: whose arrays its numbers are among."""
     if not isinstance(entry, dict):
         raise TypeError(f"neuron {entry!r} is not an object")
     if entry.get("family") == PSN:

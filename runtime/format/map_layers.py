@@ -9,6 +9,7 @@ import numpy as np
 
 from soul_deploy.base import Array, brief, reduction
 from soul_deploy.base.errors import require
+from soul_deploy.runtime.equations import Equation, FixedEquation
 from soul_deploy.runtime.format import bounds, layers, validate
 from soul_deploy.runtime.format.synapses import Pair
 from soul_deploy.runtime.format.validate import Edge, Shape
@@ -150,6 +151,8 @@ class ReadoutLayer:
     over_time  what becomes of the steps: their "mean", "sum", "last" or "max"
                (soul_deploy/base/reduction.py)
     unit       what the integer 1 of int8 weights stands for; None: float32
+    neuron     of a membrane read-out: the neurons, one a class, that the scores of each step charge
+               and whose membrane is what becomes of the steps; None: there are none
     """
 
     name: str
@@ -163,6 +166,7 @@ class ReadoutLayer:
     divisor: int
     over_time: reduction.OverTime = "mean"
     unit: float | None = None
+    neuron: Equation | None = None
 
     def __post_init__(self) -> None:
         validate.require_shape("readout input", self.in_shape)
@@ -201,6 +205,20 @@ class ReadoutLayer:
             )
         kind = np.int32 if self.fixed else np.float32
         validate.require_array(f"{self.name}: bias", self.bias, kind, (self.classes,))
+        self._check_neuron()
+
+    def _check_neuron(self) -> None:
+        if self.neuron is None:
+            return
+        require(self.weight is not None, f"{self.name}: votes that charge neurons")
+        fixed = self.fixed or isinstance(self.neuron, FixedEquation)
+        require(not fixed, f"{self.name}: fixed point has no neurons behind the head")
+        validate.require_neuron(self.neuron, self.name)
+        validate.require_numbers(self.neuron, self.name, (self.classes,))
+        require(
+            not self.neuron.whole and self.neuron.steps is None,
+            f"{self.name}: the membrane of neurons that mix all steps or have numbers of each",
+        )
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -228,10 +246,20 @@ class ReadoutLayer:
         return self.in_shape[0] if self.space else math.prod(self.in_shape)
 
     def scale(self, steps: int) -> float:
-        """1 / divisor, of a mean over time 1 / (steps · divisor); unit instead of 1."""
+        """1 / divisor, of a mean of spikes over time 1 / (steps · divisor); unit instead of 1."""
         unit = 1.0 if self.unit is None else self.unit
+        steps = reduction.together(self.weighing, steps)
         return unit / (reduction.divisor(self.over_time, steps) * self.divisor)
+
+    def biases(self, steps: int) -> int:
+        """How many times the bias is in what the head gives."""
+        return reduction.biases(self.over_time, reduction.together(self.weighing, steps))
+
+    @property
+    def weighing(self) -> reduction.Weighing:
+        """Which spikes the head weighs."""
+        return reduction.weighing(self.over_time, charging=self.neuron is not None)
 
     def weighings(self, steps: int) -> tuple[slice, ...]:
         """As `reduction.weighings`."""
-        return reduction.weighings(self.over_time, steps)
+        return reduction.weighings(self.weighing, steps)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from soul_deploy.base import Array, container, dispatch, errors, file_kinds, files, lazy, pixel_rule
+from soul_deploy.runtime.equations import Equation
 from soul_deploy.runtime.format import file as eventfile
 from soul_deploy.runtime.format import layer_codec, tap_tables
 from soul_deploy.runtime.format import network as eventnet
@@ -217,7 +218,7 @@ def describe_event(network: eventnet.EventNetwork) -> dict[str, Any]:
         "input_shape": list(network.input_shape),
         "input_kind": network.input_kind,
         "layers": rows,
-        "neurons": sum(layer.neurons for layer in network.populations),
+        "neurons": sum(row["neurons"] for row in rows),
         "synapses": sum(row["synapses"] for row in rows),
         "classes": list(network.classes),
         "over_time": network.readout.over_time,
@@ -350,7 +351,12 @@ def _readout_row(readout: eventnet.ReadoutLayer) -> dict[str, Any]:
         **_plain_row(readout.name, "readout", readout.source, (readout.classes,)),
         "synapses": 0 if readout.weight is None else int(np.count_nonzero(readout.weight)),
         "bytes": _bytes(readout),
+        **({} if readout.neuron is None else _neurons_behind(readout, readout.neuron)),
     }
+
+
+def _neurons_behind(readout: eventnet.ReadoutLayer, neuron: Equation) -> dict[str, Any]:
+    return {"neurons": readout.classes, "neuron": neuron_facts(neuron)}
 
 
 def _plain_row(name: str, operation: str, source: str, shape: tuple[int, ...]) -> dict[str, Any]:

@@ -144,6 +144,16 @@ def vote(sums: Array, votes: int, scale: np.float32, out: Array) -> None:
 
 
 @cached_njit
+def add_in_order(values: Array, scale: np.float32, out: Array) -> None:
+    """out[k] = (values[0, k] + values[1, k] + …) · scale; scale 1 changes nothing."""
+    for k in range(len(out)):
+        total = values[0, k]
+        for t in range(1, len(values)):
+            total += values[t, k]
+        out[k] = total * scale
+
+
+@cached_njit
 def keep_largest(scores: Array, first: bool, out: Array) -> None:
     """out[k] = scores[k], and where it is not the `first` step the larger of both."""
     for k in range(len(out)):

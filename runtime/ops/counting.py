@@ -140,8 +140,12 @@ def readout_steps(readout: network.ReadoutLayer, values: Array) -> counters.Step
     events = sums != 0
     reached = events.astype(np.int64) @ nonzero.T.astype(np.int64)
     biased = 0 if readout.bias is None else int(np.count_nonzero(readout.bias))
+    charged = {}
+    if readout.neuron is not None:  # whose spikes, if any, nothing reads
+        charged = {"neuron_updates": np.full((len(parts), batch), readout.classes, np.int64)}
     return counters.StepCounts(
-        {
+        charged
+        | {
             "events_in": np.count_nonzero(events, axis=2).astype(np.int64),
             "spikes_in": sums.sum(axis=2),
             "synops_events": (events * lengths).sum(axis=2),

@@ -18,7 +18,7 @@ from soul_deploy.runtime.plan.layer_plan import EMPTY, LayerPlan, aligned, parti
 from soul_deploy.runtime.plan.layout import CompactLayout, channel_last, layout_of, pattern_spikes
 from soul_deploy.runtime.plan.neuron_state import sent_dtype, state_at_rest, update_numbers
 from soul_deploy.runtime.plan.planes import Words
-from soul_deploy.runtime.plan.readout import readout_region
+from soul_deploy.runtime.plan.readout import membranes_of, readout_region
 from soul_deploy.runtime.plan.regions import Region
 
 
@@ -133,7 +133,11 @@ def build_buffers(
     for each in network.layers:
         bind(each, builder)
     source = made.values[network.readout.source]
-    made.add(network.readout.name, readout_region(network.readout, source, made.scores))
+    membranes = membranes_of(network.readout, steps, carry=carry)
+    if membranes is not None:
+        made.membranes[network.readout.name] = membranes.state
+    region = readout_region(network.readout, source, made.scores, membranes)
+    made.add(network.readout.name, region)
     return made
 
 

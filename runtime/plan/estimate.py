@@ -97,6 +97,8 @@ def running_bytes(
     readout = network.readout
     scores = 2 if readout.over_time == "max" else 1  # of one step, and the largest
     by_layer[readout.name] = 8 * readout.sums + 4 * readout.classes * scores
+    if readout.neuron is not None:  # current, what is sent, state; membranes of all steps
+        by_layer[readout.name] += 4 * readout.classes * (2 + len(readout.neuron.state) + steps)
     return by_layer
 
 

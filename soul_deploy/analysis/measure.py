@@ -241,7 +241,7 @@ class _Run:
         name, source, graph = entry.name, entry.linear.source, self.graph
         readout = name == graph.readout.name
         once = source in self.once and not readout
-        head = len(reduction.weighings(graph.readout.over_time, graph.time_steps))
+        head = len(reduction.weighings(graph.readout.weighing, graph.time_steps))
         steps = 1 if once else head if readout else graph.time_steps
         executions = self.samples * steps
         before, fan_out = self.trimmed.live_values[source], entry.fanout
@@ -268,10 +268,18 @@ class _Run:
             synapses_dense=self.original.synapses.get(name, int(fan_out.sum())),
             weights_nz=kept,
             weights=self.original.weights.get(name, 0),
-            activity=estimates.Activity(counts, graded, self._leaky(entry.population), analog),
+            activity=estimates.Activity(
+                counts, graded, self._leaky(name if readout else entry.population), analog
+            ),
             arrays=self._arrays(entry, int(fan_out.sum()), self.form.synapses.get(name)),
-            **self._neurons(entry.population),
+            **(self._charged() if readout else self._neurons(entry.population)),
         )
+
+    def _charged(self) -> Any:
+        """As `_neurons`, of those behind the head, whose spikes nothing reads."""
+        node = self.graph.readout
+        count = 0 if node.neuron is None else node.classes
+        return {"neurons": count, "neurons_original": count, "activation": (0, 0)}
 
     def _arrays(
         self, entry: CountedLayer, stored: int, synapses: fold_batch_norm.DeployedWeights | None
@@ -296,6 +304,9 @@ class _Run:
         )
 
     def _leaky(self, population: str | None) -> bool:
+        readout = self.graph.readout
+        if population == readout.name:
+            return readout.neuron is not None and readout.neuron.family != "if"
         return any(p.name == population and p.neuron.family != "if" for p in self.graph.populations)
 
     def _neurons(self, population: str | None) -> Any:

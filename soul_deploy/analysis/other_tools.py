@@ -143,7 +143,7 @@ class _Rule:
         values, edge = self._arriving(module, signal), self.graph.edges[self.source]
         head, executions = self.node is self.graph.readout, len(values)
         space = len(self.graph.shapes[self.node.inputs[0]]) == 3
-        sums = head and (space or reduction.adds_steps(self.graph.readout.over_time))
+        sums = head and (space or self.graph.readout.weighing == "sum")
         binary = edge.kind == "spike" and self.scale == 1 and self.plain and not sums
         maps = (self.every, self.stored, self.live)
         every, stored, live = (torch.from_numpy(np.array(array)).reshape(-1) for array in maps)
@@ -175,7 +175,7 @@ class _Rule:
         values = module.evaluate({self.source: exact}, [name])[name].tensor
         if self.node is self.graph.readout:
             values = values.sum((3, 4)) if values.dim() == 5 else values
-            weighings = reduction.weighings(self.graph.readout.over_time, len(values))
+            weighings = reduction.weighings(self.graph.readout.weighing, len(values))
             return torch.cat([values[at].sum(0) for at in weighings])
         return values if signal.static else values.flatten(0, 1)
 

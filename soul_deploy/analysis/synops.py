@@ -115,6 +115,8 @@ def _readout_steps(
         "touched": touched,
         "bias_adds": torch.full((len(counts),), layer.biased),
     }
+    if operator.charged:  # whose spikes, if any, nothing reads
+        counted["neuron_updates"] = torch.full((len(counts),), operator.charged)
     by_step = {name: _by_step(values, len(sums)) for name, values in counted.items()}
     return counters.StepCounts(by_step)
 
@@ -123,7 +125,7 @@ def readout_sums(operator: linear_operators.ReadoutOperator, source: Tensor) -> 
     """What the head weighs, whole numbers (weighings, B, C, ...) of spikes (T, B, C, ...): one sum
     over time, the last step, or each step; summed over space where the readout does.
     """
-    whole, weighings = source.to(torch.int64), reduction.weighings(operator.over_time, len(source))
+    whole, weighings = source.to(torch.int64), reduction.weighings(operator.weighing, len(source))
     sums = torch.stack([whole[at].sum(0) for at in weighings])
     return sums.sum(dim=(3, 4)) if operator.space else sums
 

@@ -64,6 +64,7 @@ FORMATS = {
     "soul-deploy/event/1": "event",
     "soul-deploy/event/2": "event",
     "soul-deploy/event/3": "event",
+    "soul-deploy/event/4": "event",
     "soul-deploy/checkpoint/1": "checkpoint",
 }
 SUFFIXES = {

@@ -19,8 +19,10 @@ from soul_deploy.cli.output import data_flags, print_files, print_result
 from soul_deploy.cli.start_model import say_assumed
 from soul_deploy.data.datasets import Data, canonical_data_name, load_data, require_kind
 from soul_deploy.export.nir import neuron, package, read
+from soul_deploy.export.nir.membranes import READ_RULES
 from soul_deploy.frontend.factory import build_network
 from soul_deploy.frontend.from_torch import from_torch
+from soul_deploy.frontend.outputs import Key
 from soul_deploy.ir import NeuronSpec, Shape
 from soul_deploy.model.file import load_weights, save
 from soul_deploy.model.model import Model, ModelInfo, with_input_kind
@@ -96,12 +98,17 @@ def _over_time_option(default: str) -> common.Decorator:
 
 def _torch_options() -> common.Decorator:
     weights = "The network's weights: a .pt, .pth or .safetensors state dict.  [default: as made]"
+    several = (
+        "Of a forward that returns several values: the name, or the place from 0 on, of the one "
+        "that holds the class scores.  [default: the spikes, if the others are membranes]"
+    )
     return common.options(
         click.argument("factory", metavar="PACKAGE.MODULE:FACTORY"),
         option("--model_path", type=common.FILE, help=weights, heading="Files"),
         common.output_option("Where the model file goes.  [default: FACTORY.safetensors]"),
         common.steps_option("Time steps T.", 4),
         _over_time_option("as the network's forward makes them, else mean"),
+        option("--scores_from", help=several, metavar="NAME", heading="Network"),
         common.option_group("asked", InputOptions, "Data"),
         common.format_option(),
     )
@@ -121,6 +128,7 @@ def import_torch(
     output: Path | None,
     time_step: int,
     over_time: reduction.OverTime | None,
+    scores_from: str | None,
     asked: InputOptions,
     output_format: str,
 ) -> None:
@@ -145,7 +153,8 @@ def import_torch(
     with progress.warnings_said(warn, _advice(data, model_path)):
         progress.status("import torch: comparing the graph with the network")
         example = None if data is None else data.normalise(data.validation.images[:EXAMPLES])
-        model = from_torch(network, shape, time_step, example=example, over_time=over_time)
+        how: Any = {"over_time": over_time, "output": _output_of(scores_from)}
+        model = from_torch(network, shape, time_step, example=example, **how)
     found = model.graph.readout.classes
     if found != count:
         raise errors.UsageError(f"{factory} gives {found} class scores; {count} are needed")
@@ -153,6 +162,13 @@ def import_torch(
     model = replace(model, info=_info(factory, data, model, told, asked.input_kind))
     save(model, target)
     _print(model, target, asked.data_dir, output_format)
+
+
+def _output_of(given: str | None) -> Key | None:
+    """A place where it is a number, else a name."""
+    if given is None:
+        return None
+    return int(given) if given.removeprefix("-").isdecimal() else given
 
 
 def _read_weights(
@@ -270,6 +286,11 @@ def _nir_options() -> common.Decorator:
         "Whether neurons fire above their threshold or also at it, where FILE's metadata do not "
         "say.  [default: gt, as NIR says]"
     )
+    reading = (
+        "What of the last spiking neurons is the output, where FILE's metadata do not say: their "
+        "spikes, their membrane after each step, or the membrane of neurons that never reset, "
+        "which tools write as if they did.  [default: spikes]"
+    )
     rules, fires = click.Choice(get_args(neuron.ResetRule)), click.Choice(["gt", "ge"])
     return common.options(
         click.argument("nir_path", metavar="FILE", type=common.FILE),
@@ -278,6 +299,7 @@ def _nir_options() -> common.Decorator:
         option("--dt", type=float, help=dt, heading="Network"),
         option("--reset", type=rules, help=reset, heading="Network"),
         option("--fire", type=fires, help=fire, heading="Network"),
+        option("--read", type=click.Choice(READ_RULES), help=reading, heading="Network"),
         _over_time_option("as FILE's metadata say, else mean"),
         options.input_kind_option("the one in FILE's metadata, or images"),
         common.format_option(),

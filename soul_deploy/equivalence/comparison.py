@@ -16,7 +16,6 @@ from soul_deploy.equivalence.verdict import Verdict, untested, verdict_of
 LOGIT_LIMIT = 1e-5
 PRINTED = 10  # spike mismatches and problems in the text; the JSON has more
 SUMMED = ("samples", "flipped_samples", "agreeing", "mismatches")  # over batches
-LARGEST = ("logit_difference", "logit_difference_flipped")
 
 
 @brief
@@ -26,7 +25,9 @@ class CheckResult:
 
     Without samples the check did not run.
     logit_difference: the largest on samples without a mismatch; logit_difference_flipped on others.
-    Where scores are sums over time, both are divided by T.
+    logit_limit: what the first may be; of a membrane read-out, what follows from its equations,
+    there where the difference is the largest share of it. Where scores are sums over time, all
+    three are divided by T.
     agreeing: samples of the same class. differences: counts that flipped spikes changed.
     """
 
@@ -34,6 +35,7 @@ class CheckResult:
     layers: tuple[LayerSpikes, ...] = ()
     logit_difference: float = 0.0
     logit_difference_flipped: float = 0.0
+    logit_limit: float = LOGIT_LIMIT
     flipped_samples: int = 0
     agreeing: int = 0
     counted: bool = False
@@ -42,12 +44,18 @@ class CheckResult:
 
     @property
     def passed(self) -> bool:
-        """Spikes explained, logits within LOGIT_LIMIT where no spike differs, counts equal.
+        """Spikes explained, logits within their limit where no spike differs, counts equal.
 
         That no difference was found; `Comparison.verdict` says whether that proves something.
         """
-        close = self.logit_difference <= LOGIT_LIMIT  # false for a NaN
+        close = self.logit_difference <= self.logit_limit  # false for a NaN
         return close and self.counts_agree and all(layer.passed for layer in self.layers)
+
+    @property
+    def logit_share(self) -> float:
+        """The largest difference as a share of its limit; infinite for a NaN."""
+        share = self.logit_difference / self.logit_limit
+        return math.inf if math.isnan(share) else share
 
     @property
     def counts_agree(self) -> bool:
@@ -77,9 +85,12 @@ class CheckResult:
     def __add__(self, other: "CheckResult") -> "CheckResult":
         if not self.samples:
             return other
-        pairs = {name: (getattr(self, name), getattr(other, name)) for name in SUMMED + LARGEST}
-        combined: Any = {name: a + b for name, (a, b) in pairs.items() if name in SUMMED}
-        combined |= {n: float(np.maximum(*pairs[n])) for n in LARGEST}  # NaN if either is
+        pairs = {name: (getattr(self, name), getattr(other, name)) for name in SUMMED}
+        combined: Any = {name: a + b for name, (a, b) in pairs.items()}
+        worse = max(self, other, key=lambda check: check.logit_share)
+        combined |= {name: getattr(worse, name) for name in ("logit_difference", "logit_limit")}
+        flipped = self.logit_difference_flipped, other.logit_difference_flipped
+        combined["logit_difference_flipped"] = float(np.maximum(*flipped))  # NaN if either is
         return CheckResult(
             layers=tuple(a + b for a, b in zip(self.layers, other.layers, strict=True)),
             counted=self.counted or other.counted,

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from soul_deploy.base import Array, brief, errors, reduction
 from soul_deploy.data.given import Images, images_for
-from soul_deploy.equivalence.comparison import CheckResult, Comparison
+from soul_deploy.equivalence.comparison import LOGIT_LIMIT, CheckResult, Comparison
 from soul_deploy.equivalence.counts import CountComparer, CountDifference, CountMismatch
 from soul_deploy.equivalence.reference import ReferenceModel, entries, sent_of, sources
 from soul_deploy.equivalence.spikes import (
@@ -167,16 +167,19 @@ class Comparer:
             names |= set(counts)
         mismatches += self.counts.missing(names) if names else []
         return replace(
-            self._compare_logits(logits, run.output, np.zeros(len(logits), bool)),
+            self._compare_logits(logits, run.output, np.zeros(len(logits), bool), values),
             layers=tuple(layers),
             counted=bool(names),
             mismatches=tuple(mismatches),
         )
 
-    def _compare_logits(self, ours: Tensor, other: Tensor, flipped: Array) -> CheckResult:
+    def _compare_logits(
+        self, ours: Tensor, other: Tensor, flipped: Array, values: Mapping[str, Signal]
+    ) -> CheckResult:
         graph = self.reference.graph
         steps = reduction.biases(graph.readout.over_time, graph.time_steps)
-        return _compare_logits(ours, other, flipped, steps)
+        limits = self.reference.score_limits(values, steps * LOGIT_LIMIT)
+        return _compare_logits(ours, other, flipped, steps, limits)
 
     def _compared(
         self, name: str, values: dict[str, Signal], spikes: Tensor, *place: Any
@@ -192,7 +195,7 @@ class Comparer:
         populations = self.reference.graph.populations
         if not run.spikes:
             unseen = (unseen_population(self.reference, p.name, values) for p in populations)
-            alone = self._compare_logits(logits, run.logits, np.zeros(len(logits), bool))
+            alone = self._compare_logits(logits, run.logits, np.zeros(len(logits), bool), values)
             return replace(alone, layers=tuple(unseen))
         for node in populations:
             name, theirs = node.name, run.spikes
@@ -204,7 +207,7 @@ class Comparer:
         flipped[[sample - offset for first in firsts.values() for sample in first]] = True
         mismatches, differences = self._counts(run, values)
         return replace(
-            self._compare_logits(logits, run.logits, flipped),
+            self._compare_logits(logits, run.logits, flipped, values),
             layers=tuple(layers),
             counted=run.counts is not None,
             mismatches=mismatches,
@@ -277,23 +280,35 @@ class Comparer:
 
 
 def _compare_logits(
-    reference: Tensor, other: Tensor, flipped: Array, steps: int = 1
+    reference: Tensor, other: Tensor, flipped: Array, steps: int = 1, limits: Tensor | None = None
 ) -> CheckResult:
     """Samples of the same class, and the largest difference on unflipped and flipped ones.
 
     steps: how many steps' scores a score is the sum of. A difference is that of a step: the sum is
-    T times the mean, and so is its rounding.
+    T times the mean, and so is its rounding. limits: (B, classes), None: one limit for all.
     """
     found = CheckResult(samples=len(reference), flipped_samples=int(flipped.sum()))
     if reference.shape != other.shape:
         return replace(found, logit_difference=np.inf, logit_difference_flipped=np.inf)
-    difference = (reference.double() - other.double()).abs().amax(dim=1).numpy() / steps
+    by_class = (reference.double() - other.double()).abs().numpy() / steps
+    difference = by_class.max(axis=1)
+    largest, limit = float(difference[~flipped].max(initial=0.0)), LOGIT_LIMIT
+    if limits is not None and not flipped.all():
+        largest, limit = _worst(by_class[~flipped], limits.numpy()[~flipped] / steps)
     return replace(
         found,
-        logit_difference=float(difference[~flipped].max(initial=0.0)),
+        logit_difference=largest,
         logit_difference_flipped=float(difference[flipped].max(initial=0.0)),
+        logit_limit=limit,
         agreeing=int((reference.argmax(dim=1) == other.argmax(dim=1)).sum()),
     )
+
+
+def _worst(difference: Array, limits: Array) -> tuple[float, float]:
+    """The difference that is the largest share of its limit (a NaN first), and that limit."""
+    share = np.nan_to_num(difference / limits, nan=np.inf)
+    at = np.unravel_index(share.argmax(), share.shape)
+    return float(difference[at]), float(limits[at])
 
 
 def compare(

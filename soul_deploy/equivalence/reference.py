@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from soul_deploy.base import dispatch
-from soul_deploy.equivalence.rounding import teacher_forced
+from soul_deploy.equivalence import rounding
 from soul_deploy.ir import SPIKE, Node, SpikingGraph
 from soul_deploy.lowering import deploy
 from soul_deploy.lowering.fold_batch_norm import ChannelConstants
@@ -92,10 +92,41 @@ class ReferenceModel:
         with torch.no_grad():
             for name, constants in deploy.lower(self.model).constants.items():
                 _set_magnitude(module, self.graph[name], constants)
-            for name in (p.name for p in self.graph.projections):
-                for key, parameter in module.get_submodule(name).named_parameters():
+            for name in self._weighed:
+                layer = module.get_submodule(name)
+                for key, parameter in layer.named_parameters(recurse=False):
                     parameter.copy_(torch.from_numpy(np.abs(getattr(folded[name], key))))
         return module.eval()
+
+    @property
+    def _weighed(self) -> tuple[str, ...]:
+        """Projections, and a readout whose scores charge neurons."""
+        readout = self.graph.readout
+        own = () if readout.neuron is None else (readout.name,)
+        return (*(p.name for p in self.graph.projections), *own)
+
+    @torch.no_grad()
+    def score_limits(self, values: Mapping[str, Signal], least: float) -> Tensor | None:
+        """How far class scores (B, classes) may lie apart, float64; None without neurons behind
+        the head: there a single limit holds for all.
+
+        values: as recorded. Two executions lie no further apart than both from the exact scores:
+        twice the error of the neurons' own equations, for currents off by their sums' rounding. At
+        least `least`.
+        """
+        equation, readout = deploy.lower(self.model).membrane, self.graph.readout
+        if equation is None:
+            return None
+        (source,) = readout.inputs
+        known = {name: _as_double(values[name]) for name in sources(self.graph, readout.name)}
+        sizes = {name: Signal(s.tensor.abs(), s.static) for name, s in known.items()}
+        current, summed = (
+            module.head_scores(module.evaluate(given, [source])[source].tensor)
+            for module, given in ((self.double, known), (self.absolute, sizes))
+        )
+        membranes = rounding.membranes_of(equation, current, ROUNDING * summed)
+        error = rounding.scores_of(membranes, readout.over_time).error
+        return torch.nan_to_num(2 * error, nan=least, posinf=torch.inf).clamp(min=least)
 
     @torch.no_grad()
     def record(self, images: Tensor) -> tuple[dict[str, Signal], Tensor]:
@@ -156,6 +187,10 @@ def _select(signal: Signal, samples: Tensor) -> Signal:
     return Signal(signal.tensor.index_select(axis, samples).double(), signal.static)
 
 
+def _as_double(signal: Signal) -> Signal:
+    return Signal(signal.tensor.double(), signal.static)
+
+
 def _over_time(signal: Signal, steps: int) -> Tensor:
     if not signal.static:
         return signal.tensor
@@ -212,5 +247,5 @@ def _dynamics(
     equation: DynamicsEquation, current: Tensor, summed: Tensor, sent: Tensor
 ) -> tuple[Tensor, Tensor]:
     """By the error analysis of the family's own equations; thresholds are around 1."""
-    distance, error = teacher_forced(equation, current, ROUNDING * summed, sent)
+    distance, error = rounding.teacher_forced(equation, current, ROUNDING * summed, sent)
     return distance, error.clamp(min=LEAST_ALLOWANCE)

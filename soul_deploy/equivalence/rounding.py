@@ -6,16 +6,20 @@ of its operands by its derivative. So a family whose equations amplify differenc
 exponentials, adaptation) gets the bound that follows from them, and no constant is chosen for it.
 """
 
+import operator
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any, Union
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from soul_deploy.base import brief
+from soul_deploy.base import brief, dispatch, reduction
 from soul_deploy.runtime.dynamics.equation import DynamicsEquation, Number, parts_of
 from soul_deploy.runtime.dynamics.form import BINARY, Operations
+from soul_deploy.runtime.equations import CHARGE, FIRE, Equation, NeuronEquation, reset_soft
 
 HALF_UNIT = 2.0**-24
 """Of a float32 result: what one rounding can move it by, relative to it."""
@@ -35,6 +39,8 @@ Measured likewise, where exp is a normal float32: PyTorch 1.1, numpy 3.3, compil
 """
 SMALLEST_NORMAL = 2.0**-126
 """Below it an engine may give 0 instead of a subnormal number."""
+
+PARTS = ("value", "error")  # of Bounded
 
 Operand = Union["Bounded", float]
 
@@ -80,6 +86,13 @@ class Bounded:
     def __rtruediv__(self, other: float) -> "Bounded":
         return _bounded(other, self) / self
 
+    def __gt__(self, other: Operand) -> "Bounded":
+        return _above(self, other)
+
+    def __ge__(self, other: Operand) -> "Bounded":
+        sure, o = _above(self, other), _bounded(other, self)
+        return Bounded((self.value >= o.value).to(self.value), sure.error)
+
 
 def _bounded(operand: Operand, like: Bounded) -> Bounded:
     """A constant is the same float32 number in every engine."""
@@ -107,10 +120,13 @@ def _minimum(a: Bounded, b: Operand) -> Bounded:
 
 
 def _choose(s: Bounded, a: Operand, b: Bounded) -> Bounded:
+    """Where s is not sure, it may be either."""
     after = _bounded(a, b)
     fired = s.value > 0
+    error = torch.where(fired, after.error, b.error)
+    either = torch.maximum(after.error, b.error) + (after.value - b.value).abs()
     return Bounded(
-        torch.where(fired, after.value, b.value), torch.where(fired, after.error, b.error)
+        torch.where(fired, after.value, b.value), torch.where(s.error > 0, either, error)
     )
 
 
@@ -137,6 +153,76 @@ BOUNDED = Operations(
 )
 
 
+@dispatch.operation_table(Equation)
+def membranes_of(equation: Equation, current: Tensor, error: Tensor) -> list[Bounded]:
+    """The membrane after each step; what is sent, which resets it, is computed, and may be unsure.
+
+    current, error (of the current): (T, B, n) float64, n of a vector of neurons.
+    """
+    raise membranes_of.unknown(equation)
+
+
+@membranes_of.on(NeuronEquation)
+def _leaky(equation: NeuronEquation, current: Tensor, error: Tensor) -> list[Bounded]:
+    numbers = equation.constant, equation.rest, equation.v_threshold, equation.target
+    constant, rest, threshold, target = (float(np.float32(number)) for number in numbers)
+    v = _bounded(rest, Bounded(current[0], error[0]))
+    found = []
+    for x, moved in zip(current, error, strict=True):
+        h = CHARGE[equation.charge](v, Bounded(x, moved), constant, rest, threshold)
+        s = FIRE[equation.fire](h, threshold)
+        soft = equation.v_reset is None  # a hard reset forgets the membrane, and its error
+        v = reset_soft(h, s, target) if soft else _choose(s, target, h)
+        found.append(v)
+    return found
+
+
+@membranes_of.on(DynamicsEquation)
+def _of_family(equation: DynamicsEquation, current: Tensor, error: Tensor) -> list[Bounded]:
+    parts, nothing = parts_of(equation.family, BOUNDED), torch.zeros_like(current[0])
+    state = _at_rest(equation, nothing)
+    found = []
+    for t, (x, moved) in enumerate(zip(current, error, strict=True)):
+        numbers = tuple(_exact(c, nothing) for c in equation.at_step(t))
+        state = parts.charge(Bounded(x, moved), state, numbers)
+        sent = _decided(equation, *parts.decide(state, numbers))
+        state = parts.settle(sent, state, numbers)
+        found.append(state[0])
+    return found
+
+
+def _decided(equation: DynamicsEquation, potential: Bounded, level: Operand) -> Bounded:
+    """What is sent, and off by as much as rounding of the potential can change it."""
+    gap = potential - _nearest(equation, potential, level)
+    if equation.send in BINARY:
+        threshold = _bounded(level, potential)
+        return potential > threshold if equation.send == "gt" else potential >= threshold
+    within = potential.value.clamp(equation.low, equation.high)
+    upwards = equation.send == "round_up"
+    sent = (within + 0.5).floor() if upwards else within.round()
+    unsure = gap.value.abs() <= gap.error
+    return Bounded(sent, torch.where(unsure, 1 + potential.error.floor(), 0.0))
+
+
+def _at_rest(equation: DynamicsEquation, nothing: Tensor) -> tuple[Bounded, ...]:
+    return tuple(
+        Bounded(torch.full_like(nothing, float(torch.tensor(v, dtype=torch.float32))), nothing)
+        for v in equation.start
+    )
+
+
+def scores_of(membranes: Sequence[Bounded], over_time: reduction.OverTime) -> Bounded:
+    """What becomes of the steps, as soul_deploy/base/reduction.py says."""
+    if over_time == "last":
+        return membranes[-1]
+    if over_time == "max":
+        values, errors = (torch.stack([getattr(v, part) for v in membranes]) for part in PARTS)
+        return Bounded(values.amax(0), errors.amax(0))
+    total = reduce(operator.add, membranes)
+    share = float(np.float32(1 / len(membranes)))
+    return total if over_time == "sum" else total * share
+
+
 def teacher_forced(
     equation: DynamicsEquation, current: Tensor, error: Tensor, sent: Tensor
 ) -> tuple[Tensor, Tensor]:
@@ -146,10 +232,7 @@ def teacher_forced(
     """
     parts = parts_of(equation.family, BOUNDED)
     nothing = torch.zeros_like(current[0])
-    state = tuple(
-        Bounded(torch.full_like(nothing, float(torch.tensor(v, dtype=torch.float32))), nothing)
-        for v in equation.start
-    )
+    state = _at_rest(equation, nothing)
     distances, errors = [], []
     for t, (x, moved, s) in enumerate(zip(current, error, sent, strict=True)):
         numbers = tuple(_exact(c, nothing) for c in equation.at_step(t))

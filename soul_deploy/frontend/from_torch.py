@@ -28,6 +28,7 @@ from soul_deploy.frontend import (
     traced_value,
     tracer,
 )
+from soul_deploy.frontend.outputs import Key
 from soul_deploy.ir import Shape, SpikingGraph
 from soul_deploy.model.model import Model, ModelInfo, arrays_of, with_input_kind
 from soul_deploy.nn.graph_module import GraphModule, require_floats
@@ -84,8 +85,9 @@ def trace(network: nn.Module, input_shape: Shape, time_steps: int) -> SpikingGra
 
 
 def trace_with_input(
-    network: nn.Module, input_shape: Shape, time_steps: int, example: Tensor | None = None
-) -> Traced:
+    network: nn.Module, input_shape: Shape, time_steps: int, example: Tensor | None = None,
+    output: Key | None = None,
+) -> Traced:  # fmt: skip
     """As `trace`, with what the network's own forward takes."""
     for path, module in network.named_modules():
         foreign.check_known(path, module)
@@ -98,8 +100,9 @@ def trace_with_input(
     failed: dict[tracer.Takes, errors.UnsupportedGraphError] = {}
     for takes in tracer.can_take(network, sequence):
         builders[takes] = graph_builder.GraphBuilder(
-            network, input_shape, time_steps, 2 if takes == "sequence" else 1, function_rules.handle
-        )
+            network, input_shape, time_steps, 2 if takes == "sequence" else 1,
+            function_rules.handle, output,
+        )  # fmt: skip
         try:
             found[takes] = _trace_as(takes, network, builders[takes])
         except errors.UnsupportedGraphError as error:
@@ -129,7 +132,7 @@ def _traced(
 ) -> Traced:
     graph, steps = builder.build(operations), builder.unrolled
     if steps is None:
-        return Traced(graph, takes, constants=builder.constants, reduced=builder.reduced)
+        return Traced(graph, takes, builder.returns, builder.constants, builder.reduced)
     old = steps.warn_of_kept(builder.modules)
     if old is not None:
         warnings.warn(old, stacklevel=2)
@@ -180,6 +183,7 @@ def from_torch(
     example: Tensor | None = None,
     input_kind: pixel_rule.InputKind = "images",
     over_time: reduction.OverTime | None = None,
+    output: Key | None = None,
 ) -> Model:
     """The network with its weights, under the names that it has in `network`'s state dict.
 
@@ -196,16 +200,21 @@ def from_torch(
     over_time    what the class scores are of the steps that the network returns, all at once or
                  one at each call: their "mean", "sum", "last" or "max". None: the mean; where its
                  own forward makes scores of the steps, those
+    output       of a forward that returns several values, a tuple or a dict: the place or name of
+                 the one that holds the class scores. None: the spikes, if the others are membranes
 
     The network is read, not changed.
     Raises UnsupportedGraphError for what a graph cannot represent, UsageError for weights that are
-    not float32, an unknown kind or another `over_time` than forward's own, ValidityError for an
-    example of integers, VerificationError if the graph's numbers differ from the module's.
+    not float32, an unknown kind, another `over_time` than forward's own or an unknown `output`,
+    ValidityError for an example of integers, VerificationError if the graph's numbers differ from
+    the module's.
     """
     info = with_input_kind(ModelInfo(), input_kind)
     if example is not None:
         require_floats(example)
-    examined = examine(network, input_shape, time_steps, example, over_time=over_time)
+    examined = examine(
+        network, input_shape, time_steps, example, over_time=over_time, output=output
+    )
     name = f"{type(network).__module__}.{type(network).__qualname__}"
     return examined.model(info, {"model": name})
 
@@ -240,10 +249,12 @@ def examine(
     example: Tensor | None = None,
     *,
     over_time: reduction.OverTime | None = None,
+    output: Key | None = None,
 ) -> Examined:
     """Trace a network and compare it with its graph; raises as `from_torch`."""
     _check_weights(network)
-    traced = trace_with_input(network, input_shape, time_steps, example).scored(over_time)
+    traced = trace_with_input(network, input_shape, time_steps, example, output)
+    traced = traced.scored(over_time)
     if example is not None and traced.takes == "image" and example.dim() > len(input_shape) + 1:
         raise errors.UsageError(
             f"{type(network).__name__}: its forward takes images (B, ...), and the example of "

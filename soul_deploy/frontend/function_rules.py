@@ -91,10 +91,11 @@ def _divide(builder: GraphBuilder, node: fx.Node) -> None:
         raise unknown(builder, node)
     if isinstance(other, fx.Node) and other.op != "get_attr":
         raise unknown(builder, node)
-    source = builder.value(node, argument)
-    if source.reduced == "sum" and other == builder.time_steps:
-        builder.values[node] = replace(source, reduced="mean")
+    summed = builder.values.get(argument)
+    if summed is not None and summed.reduced == "sum" and other == builder.time_steps:
+        builder.values[node] = replace(summed, reduced="mean")
         return
+    builder.value(node, argument)
     constant = 1 / scaled_by.constant_of(builder, node, other)
     name = fresh_name(builder, node, "scale")
     scaled_by.add(builder, node, argument, constant, name)

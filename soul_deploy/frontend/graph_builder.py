@@ -16,6 +16,8 @@ from soul_deploy import ir
 from soul_deploy.base import reduction
 from soul_deploy.base.errors import NetworkWarning, UnsupportedGraphError, UsageError
 from soul_deploy.frontend import (
+    class_scores,
+    membranes,
     module_kinds,
     pooled_scales,
     reduced,
@@ -24,6 +26,7 @@ from soul_deploy.frontend import (
     tracer,
     unrolled,
 )
+from soul_deploy.frontend.outputs import Key
 from soul_deploy.frontend.sizes import BatchSize, Side
 from soul_deploy.frontend.spiking_nodes import check_place
 from soul_deploy.frontend.traced_value import ShowsImageError, TracedValue, told
@@ -32,12 +35,13 @@ from soul_deploy.frontend.traced_value import ShowsImageError, TracedValue, told
 class GraphBuilder:
     """Makes graph nodes of traced operations, each once, in the order in which they run.
 
-    functions(builder, node) handles whatever is no module and no input.
+    functions(builder, node) handles whatever is no module and no input. output: which of several
+    values that forward returns holds the class scores.
     """
 
     def __init__(
         self, network: nn.Module, input_shape: ir.Shape, time_steps: int, input_lead: int,
-        functions: Callable[["GraphBuilder", fx.Node], None],
+        functions: Callable[["GraphBuilder", fx.Node], None], output: Key | None = None,
     ) -> None:  # fmt: skip
         self.modules = dict(network.named_modules())
         self.input_shape = input_shape
@@ -54,6 +58,8 @@ class GraphBuilder:
         self.unrolled = unrolled.Unrolled() if by_steps else None
         self.constants: dict[str, Tensor] = {}  # of the graph, not the network's own tensors
         self.reduced: reduction.OverTime | None = None  # what forward makes of the steps
+        self.output = output  # which of the values that forward returns
+        self.returns = stepped.NOTHING_MORE
         self._functions = functions
         self._followed: set[fx.Node] = set()
         self._last: fx.Node | None = None
@@ -190,6 +196,8 @@ class GraphBuilder:
             self.values[node] = source
         elif kind in ("BatchNorm1d", "BatchNorm2d"):
             self._attach_norm(node, source, path, module)
+        elif kind in module_kinds.NON_SPIKING:
+            membranes.integrate(self, node, path, module, source)
         elif kind == "VotingLayer":
             self._vote(node, path, module, source)
         elif kind == "LastThree":
@@ -315,10 +323,13 @@ class GraphBuilder:
         self.shapes[made.name] = shape
         self.values[node] = value
 
-    def value(self, node: fx.Node, argument: Any) -> TracedValue:
-        """What an argument holds; constants, sizes and inverted spikes are refused."""
+    def value(self, node: fx.Node, argument: Any, *, membranes: bool = False) -> TracedValue:
+        """What an argument holds; constants, sizes and inverted spikes are refused.
+
+        membranes: whether those of all steps are taken too.
+        """
         value = self.values.get(argument) if isinstance(argument, fx.Node) else None
-        if value is not None and value.membrane:
+        if value is not None and value.membrane and not (membranes and value.of_all_steps):
             what = f"the membrane of {value.name!r} outside its neuron, which only spikes leave,"
             raise self.unsupported(node, what)
         if value is not None and value.pair:
@@ -341,21 +352,15 @@ class GraphBuilder:
         """As `unsupported`, where the network shows that it takes no sequences."""
         return ShowsImageError(str(self.unsupported(node, what)))
 
-    def _returned(self, node: fx.Node) -> TracedValue:
-        if self.unrolled is not None:
-            return self.unrolled.returned(self, node)
-        (returned,) = node.args
-        if not isinstance(returned, fx.Node):
-            raise self.unsupported(node, "a forward that returns more than the class scores")
-        return self.value(node, returned)
-
     def _finish(self, node: fx.Node) -> ir.SpikingGraph:
         for norm in self._normed:
             if len(norm.all_input_nodes[0].users) != 1:
                 raise self._misplaced_norm(norm)
-        value = self._returned(node)
+        value = class_scores.returned(self, node)
         self.reduced = value.reduced
-        readout = replace(self._readout(node, value.name), over_time=value.reduced or "mean")
+        readout = replace(
+            class_scores.readout(self, node, value), over_time=value.reduced or "mean"
+        )
         needed, earlier = {*readout.inputs}, self.nodes.items()
         for name, made in reversed(earlier):
             if name in needed:
@@ -365,35 +370,6 @@ class GraphBuilder:
         self.constants |= found.constants
         graph = ir.SpikingGraph(tuple(found.nodes), self.time_steps)
         (source,) = graph.readout.inputs
-        if not readout.linear and graph.edges[source].kind == "analog":
+        if graph.edges[source].kind == "analog" and (not readout.linear or readout.neuron):
             raise self.unsupported(node, f"class scores from {source!r}, which holds no spikes,")
         return graph
-
-    def _readout(self, node: fx.Node, returned: str) -> ir.Readout:
-        last, shape = self.nodes[returned], self.shapes[returned]
-        head = last.as_head(self._before_mean(last.inputs[0])) if last.inputs else None
-        if head is not None:
-            return head
-        if last.projects or len(shape) != 1:
-            raise self.unsupported(node, f"an output of {returned!r} with shape {shape}")
-        name = "readout" if "readout" not in self.modules else "readout_of_spikes"
-        return ir.Readout(name, (self._before_mean(returned),), shape[0], False, False, 1)
-
-    def _before_mean(self, name: str) -> str:
-        """The node whose sum over space a readout of node `name` reads, if `name` is such a mean.
-
-        A readout sums over space itself: a global average in front of it is left out, so that it
-        reads spikes.
-        """
-        node = self.nodes[name]
-        if not node.reshapes:
-            return name
-        inner = node.inputs[0]
-        if self.shapes[inner][1:] != (1, 1):
-            return name
-        while self.nodes[inner].inputs:
-            outer = self.nodes[inner].inputs[0]
-            if not self.nodes[inner].averages_all(self.shapes[outer]):
-                break
-            inner = outer
-        return inner

@@ -27,7 +27,8 @@ TDBN = {f"ThresholdDependentBatchNorm{n}d": f"BatchNorm{n}d" for n in (1, 2)}
 """SpikingJelly's tdBN: batch norm over all steps, whose gamma starts at alpha · v_th."""
 SCALERS = ("VoltageScaler", "ChannelVoltageScaler")  # of spikingjelly...ann2snn
 CONTAINERS = ("MultiStepContainer", "SeqToANNContainer", "StepModeContainer")
-ONCE = (*NEURONS, "SpikingNeuron", "RateReadout", "VoteReadout", "VotingLayer")
+NON_SPIKING = ("NonSpikingIFNode", "NonSpikingLIFNode")
+ONCE = (*NEURONS, *NON_SPIKING, "SpikingNeuron", "RateReadout", "VoteReadout", "VotingLayer")
 """Kinds of modules that one call ends: neurons, which remember, and class scores."""
 SURROGATES: dict[str, ir.SurrogateName] = {
     "ATan": "atan",
@@ -62,7 +63,7 @@ def module_kind(module: nn.Module) -> str | None:
             return cls.__name__
         if _is_within(cls, "layer") and cls.__name__ in TDBN:
             return TDBN[cls.__name__]
-        if _is_within(cls, "neuron") and cls.__name__ in NEURONS:
+        if _is_within(cls, "neuron") and cls.__name__ in (*NEURONS, *NON_SPIKING):
             return cls.__name__
         if (known := stepped.kind_of(cls) or clock_driven.kind_of(cls)) is not None:
             return known

@@ -29,6 +29,11 @@ def source_of(builder: GraphBuilder, node: fx.Node) -> TracedValue:
     return builder.value(node, argument_of(node, 0, "input"))
 
 
+def steps_of(builder: GraphBuilder, node: fx.Node) -> TracedValue:
+    """As `source_of`, of an operation that puts steps together: membranes are taken too."""
+    return builder.value(node, argument_of(node, 0, "input"), membranes=True)
+
+
 def fresh_name(builder: GraphBuilder, node: fx.Node, stem: str) -> str:
     """A name for an operation without a module: that of the module whose forward it is in."""
     path = tracer.owner_of(node)

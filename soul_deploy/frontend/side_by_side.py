@@ -192,12 +192,19 @@ def from_rest(network: nn.Module) -> Iterator[None]:
         for module in network.modules():
             if stepped.is_stepped(module):
                 after.enter_context(stepped.from_rest(module))
+            if module_kinds.module_kind(module) in module_kinds.NON_SPIKING:
+                after.callback(_put_back, vars(module), dict(vars(module)))
             if module_kinds.is_stateful(module):
                 own = vars(module)
                 after.callback(own.__setitem__, "_memories", own["_memories"])
                 own["_memories"] = copy.copy(own["_memories_rv"])
                 module.reset()  # type: ignore[operator]
         yield
+
+
+def _put_back(own: dict[str, Any], before: dict[str, Any]) -> None:
+    own.clear()
+    own.update(before)
 
 
 @dataclass(frozen=True)

@@ -117,13 +117,8 @@ _PARALLEL = (
     "its spikes mix the currents of several steps by a matrix, and do not follow from a state step "
     "by step; train with a neuron that goes step by step, such as LIFNode"
 )
-_MEMBRANE = (
-    "it sends membrane potentials, not spikes; end the network with a linear layer, whose outputs "
-    "are averaged over time, or with a spiking neuron"
-)
 REFUSED: Mapping[str, str] = {
     **dict.fromkeys(("PSN", "MaskedPSN", "SlidingPSN"), _PARALLEL),
-    **dict.fromkeys(("NonSpikingIFNode", "NonSpikingLIFNode"), _MEMBRANE),
     "LIAFNode": (
         "it sends act(membrane), which are no spikes (and in spikingjelly 2.0.0 in step mode 'm' "
         "the spikes of a LIFNode); train with a LIFNode"

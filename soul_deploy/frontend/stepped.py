@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from soul_deploy.base.errors import NetworkWarning, UnsupportedGraphError, UsageError
+from soul_deploy.frontend.outputs import Key
 from soul_deploy.frontend.sizes import Refusal
 from soul_deploy.ir import NeuronSpec, SurrogateName
 from soul_deploy.ir.neurons import LARGEST
@@ -104,6 +105,21 @@ def _leaky(path: str, module: Any, mechanism: str, shared: dict[str, Any]) -> Ne
         form="snntorch",
         **shared,
     )
+
+
+def spec_as_read(path: str, module: Any, spec: NeuronSpec) -> NeuronSpec:
+    """The neuron with snnTorch's own membrane after each step, from which class scores are read.
+
+    A Leaky that is reset to zero keeps it up to the next step, in which it is reset.
+    """
+    mechanism = _mechanism(path, module)
+    if type_name(module) != "Leaky" or mechanism != "zero":
+        return spec
+    shared = {
+        name: getattr(spec, name)
+        for name in ("v_threshold", "surrogate", "surrogate_alpha", "fire")
+    }
+    return _of_family("snn_leaky", module, mechanism, shared, beta=_decay(path, module, "beta"))
 
 
 def _synaptic(path: str, module: Any, mechanism: str, shared: dict[str, Any]) -> NeuronSpec:
@@ -319,8 +335,8 @@ class Returns:
     states  by argument: the neuron and the state that it is, and which value is its next one
     """
 
-    scores: int | None = None
-    states: tuple[tuple[str, str, int], ...] = ()
+    scores: Key | None = None
+    states: tuple[tuple[str, str, Key], ...] = ()
 
 
 NOTHING_MORE = Returns()

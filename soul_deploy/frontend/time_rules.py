@@ -14,6 +14,7 @@ from soul_deploy.frontend.operations import (
     fresh_name,
     sides_given,
     source_of,
+    steps_of,
     unknown,
 )
 from soul_deploy.frontend.sizes import fits
@@ -28,7 +29,7 @@ def mean(builder: GraphBuilder, node: fx.Node) -> None:
     rank = source.lead + len(shape)
     time = {0} & wanted if source.lead == 2 else set()
     space, keep = wanted - time, argument_of(node, 2, "keepdim", False)
-    whole = not space or (space == {rank - 2, rank - 1} and len(shape) == 3)
+    whole = not space or (not source.membrane and space == {rank - 2, rank - 1} and len(shape) == 3)
     if not whole or (time and keep):
         raise unknown(builder, node)
     if space:
@@ -45,7 +46,7 @@ def mean(builder: GraphBuilder, node: fx.Node) -> None:
 
 def _axes(builder: GraphBuilder, node: fx.Node) -> tuple[TracedValue, set[int]]:
     """What is reduced, and over which axes."""
-    source, axes = source_of(builder, node), argument_of(node, 1, "dim")
+    source, axes = steps_of(builder, node), argument_of(node, 1, "dim")
     axes = (axes,) if isinstance(axes, int) else axes
     if not isinstance(axes, tuple | list) or not all(isinstance(axis, int) for axis in axes):
         raise unknown(builder, node)
@@ -148,7 +149,7 @@ def select(builder: GraphBuilder, node: fx.Node) -> None:
 
 def _one_step(builder: GraphBuilder, node: fx.Node, index: tuple[Any, ...]) -> None:
     """x[t] in a loop over time; elsewhere of the last step alone."""
-    source, steps = source_of(builder, node), builder.time_steps
+    source, steps = steps_of(builder, node), builder.time_steps
     place = index[0] if len(index) == 1 else None
     inside = type(place) is int and -steps <= place < steps
     if source.lead != 2 or source.once or not isinstance(place, int) or not inside:
@@ -170,6 +171,10 @@ def stack(builder: GraphBuilder, node: fx.Node) -> None:
         if whole is not None:
             builder.values[node] = whole
             return
+    whole_list = builder.values.get(images) if isinstance(images, fx.Node) else None
+    if axis == 0 and whole_list is not None and whole_list.membrane and whole_list.of_all_steps:
+        builder.values[node] = whole_list  # SpikingJelly's list of them
+        return
     alike = isinstance(images, list | tuple) and all(image is images[0] for image in images)
     if axis != 0 or not images or not alike:
         raise unknown(builder, node, "loops over time belong outside the network")

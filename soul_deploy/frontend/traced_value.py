@@ -36,6 +36,11 @@ class TracedValue:
     membrane: str | None = None
     order: tuple[int, ...] = ()
 
+    @property
+    def of_all_steps(self) -> bool:
+        """Whether it has an axis of time, along which it can be reduced."""
+        return self.step is None and self.lead == 2
+
 
 class ShowsImageError(UnsupportedGraphError):
     """A forward that puts a time axis in front of a sequence: it takes images."""

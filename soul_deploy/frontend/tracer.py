@@ -30,7 +30,8 @@ from soul_deploy.frontend.spiking_nodes import NEURONS
 
 SUPPORTED = (
     "Conv2d, Linear, BatchNorm1d/2d, tdBN, ann2snn's scalers, spiking neurons (SpikingNeuron; "
-    f"SpikingJelly's {', '.join(NEURONS)}; snnTorch's Leaky, Synaptic, Lapicque), MaxPool2d, "
+    f"SpikingJelly's {', '.join(NEURONS)}, and at the end NonSpikingIFNode, NonSpikingLIFNode; "
+    "snnTorch's Leaky, Synaptic, Lapicque), MaxPool2d, "
     "AvgPool2d, AdaptiveAvgPool2d, Flatten, Merge, Dropout, Identity, RateReadout, VoteReadout, "
     "SpikingJelly's layers of these names and its MultiStepContainer, SeqToANNContainer, "
     "VotingLayer; in forward: +, x * y and x * (1 - y) of spikes, x * c and x / c by constants, "
@@ -307,7 +308,8 @@ def is_multi_step(network: nn.Module) -> bool:
     """Whether SpikingJelly's modules in it are given whole sequences."""
     return any(
         module_kinds.step_mode(module) == "m"
-        or module_kinds.module_kind(module) in ("MultiStepContainer", "SeqToANNContainer")
+        or module_kinds.module_kind(module)
+        in ("MultiStepContainer", "SeqToANNContainer", *module_kinds.NON_SPIKING)
         for module in network.modules()
     )
 

@@ -11,7 +11,7 @@ all steps in order.
 
 import operator
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -19,11 +19,13 @@ import torch
 from torch import fx
 
 from soul_deploy.base.errors import NetworkWarning
-from soul_deploy.frontend import module_kinds, reduced, stepped
+from soul_deploy.frontend import module_kinds, outputs, reduced, stepped
 
 if TYPE_CHECKING:
     from soul_deploy.frontend.graph_builder import GraphBuilder
     from soul_deploy.frontend.traced_value import TracedValue
+
+    Values = Mapping[outputs.Key | None, TracedValue]
 
 BEFORE = -1  # the step of a membrane that no call in the trace made
 
@@ -105,7 +107,7 @@ class Unrolled:
         found = [builder.values.get(source) for source in node.all_input_nodes]
         known = [value for value in found if value is not None]
         for value in known:
-            if value.membrane and node.target != "detach":
+            if value.membrane and node.target != "detach" and not _is_put_together(value):
                 what = f"{node.name!r} of the membrane of {value.name!r}, which only spikes leave,"
                 raise builder.unsupported(node, what)
         steps = {value.step for value in known} - {None}
@@ -201,26 +203,43 @@ class Unrolled:
         warned about; what else there is is refused.
         """
         (given,) = node.args
-        items = list(given) if isinstance(given, list | tuple) else [given]
-        found = [builder.values.get(item) for item in items if isinstance(item, fx.Node)]
+        several = outputs.returned(given)
+        found = [builder.values.get(item) for item in several.values() if _is_node(item)]
+        of_steps = all(value is not None and value.step is not None for value in found)
         alike = {None if value is None else replace(value, step=None) for value in found}
-        if len(found) == len(items) > 1 == len(alike):  # a list of one value's steps
-            items = [items]
-        values = [self._item(builder, node, item) for item in items]
-        spikes = [i for i, value in enumerate(values) if not value.membrane]
-        if not spikes:
-            raise builder.unsupported(
-                node, f"a forward that returns the membrane of {values[0].name!r} as class scores,"
-            )
-        if len(spikes) > 1:
-            names = ", ".join(repr(values[i].name) for i in spikes)
-            raise builder.unsupported(
-                node, f"a forward that returns more than the class scores ({names})"
-            )
-        self.returns = self._handed_on(builder, node, values, spikes[0])
-        self._check_calls(builder, node, values[spikes[0]])
+        if of_steps and len(found) == len(several) > 1 == len(alike):  # a list of one value's steps
+            several = {}
+        items: dict[outputs.Key | None, Any] = dict(several.items()) or {None: given}
+        values = {key: self._item(builder, node, item) for key, item in items.items()}
+        if builder.output is not None:
+            scores: outputs.Key | None = outputs.key_of(several, builder.output)
+        else:
+            scores = self._likely_scores(builder, node, values)
+        self.returns = self._handed_on(builder, node, values, scores)
+        self._check_calls(builder, node, values[scores])
         self._check_norms(builder)
-        return self._scores(builder, node, values[spikes[0]])
+        return self._scores(builder, node, values[scores])
+
+    def _likely_scores(
+        self, builder: "GraphBuilder", node: fx.Node, values: "Values"
+    ) -> outputs.Key | None:
+        """Which value holds the class scores if nobody says it: the only spikes, or the only value.
+
+        Refused where there are several.
+        """
+        spikes = [key for key, value in values.items() if not value.membrane]
+        if len(spikes) == 1 or len(values) == 1:
+            return (spikes or [*values])[0]
+        held = values.values()
+        told = ", ".join(
+            f"{key!r}: {'membrane' if value.membrane else 'output'} of {value.name!r}"
+            for key, value in zip(values, held, strict=True)
+        )
+        raise builder.unsupported(
+            node,
+            f"a forward that returns several values ({told}; say with output= which one holds the "
+            "class scores)",
+        )
 
     def _scores(
         self, builder: "GraphBuilder", node: fx.Node, scores: "TracedValue"
@@ -237,33 +256,38 @@ class Unrolled:
         return replace(scores, step=None, reduced="last")
 
     def _handed_on(
-        self, builder: "GraphBuilder", node: fx.Node, values: "Sequence[TracedValue]", scores: int
+        self, builder: "GraphBuilder", node: fx.Node, values: "Values", scores: outputs.Key | None
     ) -> stepped.Returns:
         """Where the membranes that forward is given stand in what it returns."""
         states = []
         for placeholder in [n for n in node.graph.nodes if n.op == "placeholder"][1:]:
             path, state = self._given.get(placeholder, ("", ""))
             last = path, state, self.calls.get(path, 0) - 1
-            where = [i for i, v in enumerate(values) if (v.name, v.membrane, v.step) == last]
+            where = [i for i, v in values.items() if (v.name, v.membrane, v.step) == last]
             if not path or not where:
                 raise builder.unsupported(
                     node,
                     f"a forward that takes {placeholder.target!r} besides its input, and does not "
                     "give it to a neuron as its membrane and return that neuron's next one,",
                 )
+            assert where[0] is not None, "a state is returned beside the scores"
             states.append((path, state, where[0]))
-        held = {i for *_, i in states}
-        if any(value.membrane and i not in held for i, value in enumerate(values)):
-            text = "class scores are the spikes that forward returns; its membranes are left out"
+        held = {scores, *(i for *_, i in states)}
+        left_out = any(value.membrane and i not in held for i, value in values.items())
+        if left_out and builder.output is None:
+            text = (
+                "class scores are the spikes that forward returns; its membranes are left out "
+                "(output= takes another of its values)"
+            )
             warnings.warn(NetworkWarning(text), stacklevel=2)
-        return stepped.Returns(scores if len(values) > 1 else None, tuple(states))
+        return stepped.Returns(scores, tuple(states))
 
     def _item(self, builder: "GraphBuilder", node: fx.Node, item: Any) -> "TracedValue":
         if isinstance(item, list | tuple):
             parts = [builder.values.get(part) for part in item if isinstance(part, fx.Node)]
             held = [value for value in parts if value is not None and value.membrane]
-            if held and len(held) == len(item):
-                return held[0]
+            if len({replace(value, step=None) for value in held}) > 1 and len(held) == len(item):
+                return replace(held[0], membrane="several")
             whole = self.stacked(builder, node, item)
             if whole is not None:
                 return whole
@@ -325,6 +349,15 @@ def _module_of(builder: "GraphBuilder", node: Any) -> Any:
     """The module that an operation calls; None if it calls none."""
     called = isinstance(node, fx.Node) and node.op == "call_module"
     return builder.modules[str(node.target)] if called else None
+
+
+def _is_node(item: Any) -> bool:
+    return isinstance(item, fx.Node)
+
+
+def _is_put_together(value: "TracedValue") -> bool:
+    """Whether a membrane is that of all steps, or what became of them: it may be class scores."""
+    return value.step is None
 
 
 def _is_neuron(module: Any) -> bool:

@@ -24,7 +24,7 @@ from soul_deploy.ir.nodes import Input, Population, Projection, Readout
 from soul_deploy.runtime.format.validate import MAX_NEURONS
 
 NodeT = TypeVar("NodeT", bound=Node)
-SUBTRACT, OVER_TIME = "v_subtract", "over_time"
+SUBTRACT, OVER_TIME, NEURON = "v_subtract", "over_time", "neuron"
 SETTINGS, TENSORS = "settings", "tensors"
 MAX_SIDE = 1 << 31
 UNREADABLE = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError)
@@ -246,6 +246,8 @@ def node_to_json(node: Node) -> dict[str, Any]:
         values[item.name] = list(value) if isinstance(value, tuple) else value
     if values.get(OVER_TIME) == "mean":
         del values[OVER_TIME]  # earlier versions know no other
+    if NEURON in values and values[NEURON] is None:
+        del values[NEURON]  # of a readout: they know none
     return values
 
 
@@ -263,7 +265,7 @@ def node_from_json(entry: Any, kind: type[NodeT]) -> NodeT:
     if not issubclass(cls, kind):
         raise ValueError(f"{kind.op} {cls.op!r}")
     known = {item.name for item in fields(cls)}
-    if set(values) | (known & {OVER_TIME}) != known:
+    if set(values) | (OPTIONAL if cls is Readout else set()) != known:
         raise ValueError(f"{cls.op}: fields {sorted(values)}, expected {sorted(known)}")
     for name, value in values.items():
         values[name] = _field_from_json(name, value)
@@ -272,6 +274,7 @@ def node_from_json(entry: Any, kind: type[NodeT]) -> NodeT:
     return cls(**values)
 
 
+OPTIONAL = {OVER_TIME, NEURON}  # fields of a readout
 TEXTS, TRUTHS = ("name", "function", OVER_TIME), ("bias", "linear")
 PAIRS = {"kernel": 1, "stride": 1, "padding": 0, "dilation": 1, "size": 1}  # and the least side
 
@@ -281,7 +284,7 @@ def _field_from_json(name: str, value: Any) -> Any:
         if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
             raise ValueError(f"inputs {value!r} are not names")
         return tuple(value)
-    if name == "neuron":
+    if name == NEURON:
         return _spec_from_json(value)
     if name == "norm":
         return None if value is None else _norm_from_json(value)

@@ -180,31 +180,8 @@ class Population(node.Node):
         return self.neuron.edge
 
     def describe(self) -> str:
-        n = self.neuron
-        if n.dynamics is not None:
-            return self._describe_dynamics()
-        if n.parallel:
-            sign = ">" if n.fire == "gt" else "≥"
-            return f"psn: W x + b over all steps, dense over steps; spike if {sign} 0"
-        reset = "soft reset" if n.v_reset is None else f"reset to {n.v_reset:g}"
-        if n.family == "ltmd":
-            leak = f"leak {neurons.LTMD_LEAK:g}"
-            return f"ltmd: learned threshold tanh(w) ({n.fire}), {leak}, {reset}"
-        reset += " a step later" if n.late_reset else ""
-        reset += "" if n.v_subtract is None else f" by {n.v_subtract:g}"
-        reset = "no reset" if n.v_subtract == 0 else reset
-        tau = "" if n.family == "if" else f", tau {n.tau:g}"
-        tau += "" if n.family == "if" or n.decay_input else ", input not decayed"
         more = f", {self.generated} generated channels" if self.generated else ""
-        return f"{n.family}{tau}, threshold {n.v_threshold:g} ({n.fire}), {reset}{more}"
-
-    def _describe_dynamics(self) -> str:
-        n, edge = self.neuron, self.neuron.edge
-        assert n.dynamics is not None
-        own = {name: getattr(n, name) for name in n.dynamics.reads} | dict(n.settings)
-        numbers = ", ".join(f"{name} {neurons.constant_text(value)}" for name, value in own.items())
-        sent = "" if edge == neurons.SPIKE else f", sends {edge.low} to {edge.bound}"
-        return f"{n.family}: {numbers}{sent}"
+        return neurons.described(self.neuron) + more
 
 
 @dataclass(frozen=True)
@@ -309,6 +286,9 @@ class Readout(node.Node):
     votes      without `linear`: neurons per class, averaged (6Conv2FC: 10)
     over_time  what the scores of the steps become: their "mean", "sum", "last" or "max"
                (soul_deploy/base/reduction.py has the order of operations)
+    neuron     of a membrane read-out: neurons, one a class, that the head's scores of each step
+               charge, and whose membrane after the step is that step's score; None: there are none.
+               Whether they fire matters to their reset only: nothing reads what they send
     """
 
     op: ClassVar[str] = "readout"
@@ -318,6 +298,17 @@ class Readout(node.Node):
     bias: bool = True
     votes: int = 1
     over_time: reduction.OverTime = "mean"
+    neuron: neurons.NeuronSpec | None = None
+
+    @property
+    def weighing(self) -> reduction.Weighing:
+        """Which spikes the head weighs."""
+        return reduction.weighing(self.over_time, charging=self.neuron is not None)
+
+    @property
+    def neurons_name(self) -> str:
+        """What the neurons' tensors are called after."""
+        return f"{self.name}.neuron"
 
     @property
     def weighs(self) -> bool:
@@ -331,7 +322,10 @@ class Readout(node.Node):
 
     def tensors(self, inputs: Sequence[node.Shape], time_steps: int) -> Mapping[str, node.Shape]:
         shapes: tuple[node.Shape, ...] = (self.classes, inputs[0][0]), (self.classes,)
-        return dict(zip(self.row_tensors, shapes, strict=False))
+        own = dict(zip(self.row_tensors, shapes, strict=False))
+        if self.neuron is None:
+            return own
+        return own | self.neuron.tensor_shapes(self.neurons_name, (self.classes,), time_steps)
 
     def output_shape(self, inputs: Sequence[node.Shape]) -> node.Shape:
         if self.classes < 1 or self.votes < 1:
@@ -343,7 +337,20 @@ class Readout(node.Node):
             raise UsageError(
                 f"{self.name}: {inputs[0][0]} sums for {self.classes} classes of {self.votes} votes"
             )
+        self._check_neuron()
         return (self.classes,)
+
+    def _check_neuron(self) -> None:
+        """Raise UsageError for neurons whose membrane cannot be read."""
+        if self.neuron is None:
+            return
+        if not self.linear:
+            raise UsageError(f"{self.name}: a membrane read-out of votes; it charges a linear head")
+        if self.neuron.parallel or self.neuron.stepwise:
+            raise UsageError(
+                f"{self.name}: the membrane of {self.neuron.family}, which mixes all steps or has "
+                "numbers of each; supported are neurons that go step by step"
+            )
 
     def as_head(self, source: str) -> "Readout":
         return self
@@ -351,11 +358,15 @@ class Readout(node.Node):
     def divisor(self, shape: node.Shape, time_steps: int) -> int:
         """H · W · votes for an input of `shape`, times T for a mean over time."""
         space = shape[1] * shape[2] if len(shape) == 3 else 1
-        return reduction.divisor(self.over_time, time_steps) * space * self.votes
+        steps = reduction.together(self.weighing, time_steps)
+        return reduction.divisor(self.over_time, steps) * space * self.votes
 
     def describe(self) -> str:
         kind = "linear head" if self.linear else f"vote of {self.votes} neurons a class"
         told = reduction.NAMES[self.over_time]
+        if self.neuron is not None:
+            read = f"{kind}, membrane of {neurons.described(self.neuron)}"
+            return f"{read}, its {told}, {self.classes} classes"
         told = f"{told} and space" if self.over_time == "mean" else f"{told}, mean over space"
         return f"{told}, {kind}, {self.classes} classes"
 

@@ -81,11 +81,23 @@ class Deployed:
 
     @cached_property
     def equations(self) -> Mapping[str, Equation]:
-        """The deployed equation of every population, by name."""
-        return {
+        """The deployed equation of every population, by name; and that of the neurons behind the
+        head, whose membrane is read, by theirs (`Readout.neurons_name`).
+        """
+        found = {
             node.name: equation_of(self.graph, node, self.model.state)
             for node in self.graph.populations
         }
+        node = self.graph.readout
+        if node.neuron is not None:
+            name = node.neurons_name
+            found[name] = deployed_neuron(node.neuron, name, 1, self.model.state)
+        return found
+
+    @property
+    def membrane(self) -> Equation | None:
+        """The equation of the neurons behind the head; None: there are none."""
+        return self.equations.get(self.graph.readout.neurons_name)
 
     @cached_property
     def patterns(self) -> Mapping[str, Array]:
@@ -169,20 +181,28 @@ def equation_of(
     graph: ir.SpikingGraph, population: ir.Population, state: Mapping[str, Array]
 ) -> Equation:
     """The equation of one population; learned numbers are read from `state`, in float32."""
-    if population.neuron.tensors:
-        names = (name for name, _ in population.neuron.tensors)
-        held = {n: torch.from_numpy(state[f"{population.name}.{n}"].copy()) for n in names}
-        return deployed(population.neuron, held, len(graph.shapes[population.inputs[0]]))
-    if not population.neuron.learned:
-        return population.neuron.equation()
-    w = torch.from_numpy(state[f"{population.name}.w"].copy())
-    number = learned_number(population.neuron, w)
-    if population.neuron.family == "ltmd" and not number > 0:
+    rank = len(graph.shapes[population.inputs[0]])
+    return deployed_neuron(population.neuron, population.name, rank, state)
+
+
+def deployed_neuron(
+    neuron: ir.NeuronSpec, name: str, rank: int, state: Mapping[str, Array]
+) -> Equation:
+    """The equation of neurons whose tensors are called after `name`; rank: axes of their shape."""
+    if neuron.tensors:
+        names = (own for own, _ in neuron.tensors)
+        held = {own: torch.from_numpy(state[f"{name}.{own}"].copy()) for own in names}
+        return deployed(neuron, held, rank)
+    if not neuron.learned:
+        return neuron.equation()
+    w = torch.from_numpy(state[f"{name}.w"].copy())
+    number = learned_number(neuron, w)
+    if neuron.family == "ltmd" and not number > 0:
         raise errors.UnsupportedGraphError(
-            f"{population.name}: its learned threshold tanh(w) is {number:g}; a threshold is above "
+            f"{name}: its learned threshold tanh(w) is {number:g}; a threshold is above "
             "0, since neurons without input would fire. Train it further, or with a larger kappa"
         )
-    return population.neuron.equation(number)
+    return neuron.equation(number)
 
 
 def lower(model: Model) -> Deployed:

@@ -113,8 +113,8 @@ class ReadoutOperator(LinearOperator):
 
     `space`: the counts are summed over H and W first, so that weight is (classes, C); otherwise
     weight is (classes, n_in) on the channel-major flattened counts. Without weight, `votes`
-    neighbouring counts are summed per class. over_time: which steps are counted, and how often the
-    bias is added (soul_deploy/base/reduction.py).
+    neighbouring counts are summed per class. weighing: of which steps (base/reduction.py).
+    charged: neurons that these scores charge, one a class, or 0.
     """
 
     weight: Array | None
@@ -123,7 +123,8 @@ class ReadoutOperator(LinearOperator):
     scale: float
     space: bool
     in_shape: ir.Shape
-    over_time: reduction.OverTime = "mean"
+    weighing: reduction.Weighing = "sum"
+    charged: int = 0
 
     @property
     def out_shape(self) -> ir.Shape:
@@ -137,7 +138,7 @@ class ReadoutOperator(LinearOperator):
     @property
     def counts_spikes(self) -> bool:
         """Whether it weighs sums of spikes, over time or space; else the spikes themselves."""
-        return self.space or reduction.adds_steps(self.over_time)
+        return self.space or self.weighing == "sum"
 
     def targets(self, live: Array | None) -> int:
         """Votes are no synapses: without weight there are none. Scores are never masked."""
@@ -357,12 +358,13 @@ def _lower_readout(
 ) -> ReadoutOperator:  # fmt: skip
     node, shape = graph.readout, graph.shapes[graph.readout.inputs[0]]
     scale = 1.0 / node.divisor(shape, graph.time_steps)
-    step = scale * reduction.divisor(node.over_time, graph.time_steps)
+    how = node.weighing, node.classes if node.neuron else 0
+    step = scale * reduction.divisor(node.over_time, reduction.together(how[0], graph.time_steps))
     synapses = folded[node.name] if node.linear else None
     weight, bias = (synapses.weight, synapses.bias) if synapses else (None, None)
     space = len(shape) == 3
     if not between:
-        return ReadoutOperator(weight, node.votes, bias, scale, space, shape, node.over_time)
+        return ReadoutOperator(weight, node.votes, bias, scale, space, shape, *how)
     if weight is None:
         _bounded(node.name, (node.classes, node.classes * node.votes))
         weight = np.kron(np.eye(node.classes), np.ones(node.votes)).astype(np.float32)
@@ -370,7 +372,7 @@ def _lower_readout(
         plain = MatrixOperator(weight, None, shape[:1], (node.classes,))
         found = _behind_all(plain, graph, rescaling, between, node.name)
         bias = _with_shift(bias, found.bias, step * math.prod(shape[1:]))
-        return ReadoutOperator(found.weight, 1, bias, scale, space, shape, node.over_time)
+        return ReadoutOperator(found.weight, 1, bias, scale, space, shape, *how)
     if space:
         _bounded(node.name, (node.classes, math.prod(shape)))
         weight = np.repeat(weight, shape[1] * shape[2], axis=1)
@@ -378,7 +380,7 @@ def _lower_readout(
     found = _behind_all(plain, graph, rescaling, between, node.name)
     bias = _with_shift(bias, found.bias, step)
     source = graph.shapes[between[-1].inputs[0]]
-    return ReadoutOperator(found.weight, 1, bias, scale, False, source, node.over_time)
+    return ReadoutOperator(found.weight, 1, bias, scale, False, source, *how)
 
 
 def _with_shift(bias: Array | None, added: Array | None, share: float) -> Array | None:

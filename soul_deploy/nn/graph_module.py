@@ -222,9 +222,20 @@ class GraphModule(nn.Module):
     def _read(self, node: ir.Readout, spikes: Tensor, *, per_step: bool = False) -> Tensor:
         """Class scores (B, classes); or (T, B, classes), those of each step."""
         weigh = partial(self._weigh_counts, node)
+        if node.neuron is not None:
+            neuron = self.get_submodule(node.neurons_name)
+            assert isinstance(neuron, SpikingNeuron)
+            membranes = neuron.membranes(self.head_scores(spikes))
+            return membranes if per_step else layers.membrane_scores(membranes, node.over_time)
         if per_step:
-            return weigh(layers.spike_counts(spikes, per_step=True), 1)
+            return self.head_scores(spikes)
         return layers.class_scores(spikes, node.over_time, weigh)
+
+    def head_scores(self, spikes: Tensor) -> Tensor:
+        """What the readout's head gives at each step, (T, B, classes), for what it reads, (T, B, C,
+        ...): the scores of the steps, or the currents of the neurons behind it.
+        """
+        return self._weigh_counts(self.graph.readout, layers.spike_counts(spikes, per_step=True), 1)
 
     def _weigh_counts(self, node: ir.Readout, counts: Tensor, steps: int) -> Tensor:
         """Scores (..., classes) of sums (..., C) over space and over `steps`."""

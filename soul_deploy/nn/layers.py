@@ -6,9 +6,10 @@ runs in plain PyTorch and traces to a SpikingGraph.
 """
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import partial, reduce
 from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from soul_deploy.base import errors, reduction
@@ -105,6 +106,16 @@ def over_steps(scores: Tensor, over_time: reduction.OverTime) -> Tensor:
     if over_time == "max":
         return scores.amax(dim=0)
     return scores.sum(dim=0) if over_time == "sum" else scores.mean(dim=0)
+
+
+def membrane_scores(membranes: Tensor, over_time: reduction.OverTime) -> Tensor:
+    """Class scores (B, classes) of the membranes after each step (T, B, classes), added in order,
+    as soul_deploy/base/reduction.py says.
+    """
+    if over_time in ("last", "max"):
+        return over_steps(membranes, over_time)
+    total = reduce(torch.add, membranes.unbind(0))
+    return total if over_time == "sum" else total * (1.0 / len(membranes))
 
 
 def class_scores(

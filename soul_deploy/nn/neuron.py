@@ -80,6 +80,26 @@ class SpikingNeuron(nn.Module):
         if spec.detach_reset and not spec.learned and differentiated:
             spikes_of_all: Tensor = _Unrolled.apply(current, spec, steps, static, observe)
             return spikes_of_all
+        return self._step_by_step(current, steps, static=static, observe=observe)
+
+    def membranes(self, current: Tensor) -> Tensor:
+        """The membrane after each step (T, B, ...), for a current (T, B, ...); differentiable."""
+        seen: list[Tensor] = []
+
+        def observe(t: int, spikes: Tensor, v: Tensor) -> None:
+            seen.append(v)
+
+        if self.spec.dynamics is not None:
+            self.simulate(current, static=False, observe=observe)
+        else:
+            self._step_by_step(current, len(current), static=False, observe=observe)
+        return torch.stack(seen)
+
+    def _step_by_step(
+        self, current: Tensor, steps: int, *, static: bool, observe: Observer | None
+    ) -> Tensor:
+        """As `simulate`, of neurons whose only state is their membrane."""
+        spec = self.spec
         constant, threshold = self._constant(), self._threshold()
         rest, reset = equations.rest_of(spec.v_reset), equations.reset_rule(spec.v_reset)
         charge = equations.CHARGE[spec.charge]

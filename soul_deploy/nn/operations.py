@@ -79,6 +79,9 @@ def _head(node: ir.Readout, graph: ir.SpikingGraph) -> Iterable[tuple[str, nn.Mo
     if node.linear:
         inputs = graph.shapes[node.inputs[0]][0]
         yield node.name, nn.Linear(inputs, node.classes, bias=node.bias)
+    if node.neuron is not None:
+        made = SpikingNeuron(node.neuron, graph.time_steps, (node.classes,))
+        yield node.neurons_name, made
 
 
 @dispatch.operation_table(ir.Node)

@@ -31,7 +31,10 @@ from soul_deploy.runtime.equations import NeuronEquation
 surrogate: Any = importlib.import_module("snntorch.surrogate")
 utils: Any = importlib.import_module("snntorch.utils")
 
-LEFT_OUT = "class scores are the spikes that forward returns; its membranes are left out"
+LEFT_OUT = (
+    "class scores are the spikes that forward returns; its membranes are left out "
+    r"\(output= takes another of its values\)"
+)
 KINDS: dict[str, dict[str, Any]] = {
     "default": {"beta": 0.9},
     "subtract": {"beta": 0.5, "threshold": 0.7},

@@ -134,10 +134,10 @@ REFUSED: list[tuple[Callable[..., Any], str]] = [
     (loop(plain, lambda out: torch.stack(out[2:])), r"4 steps put together \(steps 3, 4, 5, 6\)"),
     (loop(plain, lambda out: out[-2]), "returns 'lif1' of step 5 alone"),
     (loop(plain, sum), "'add_1' of values of different steps"),
-    (loop(its_membrane), "returns the membrane of 'lif1' as class scores"),
+    (loop(its_membrane), "class scores from 'input', which holds no spikes"),
     (
         loop(layered, lambda out: tuple(map(torch.stack, zip(*out, strict=True)))),
-        r"returns more than the class scores \('lif1', 'lif2'\)",
+        r"several values \(0: output of 'lif1', 1: output of 'lif2'; say with output= which one",
     ),
     (lambda net, x: plain(net, x, 0, {"mem1": net.rest()[0]}), "one step that starts 'lif1' at re"),
 ]

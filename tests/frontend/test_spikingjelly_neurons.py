@@ -20,7 +20,7 @@ from soul_deploy.export.onnx.model import export_onnx
 from soul_deploy.export.onnx.step import export_step
 from soul_deploy.export.verify.verify import verify
 from soul_deploy.frontend import spiking_nodes
-from soul_deploy.frontend.module_kinds import module_neuron_spec
+from soul_deploy.frontend.module_kinds import NON_SPIKING, module_neuron_spec
 from soul_deploy.model.file import load, save
 from soul_deploy.prune.removal.apply import remove
 from soul_deploy.prune.removal.planner import plan_removal
@@ -203,7 +203,7 @@ def test_every_setting_is_read(tool: str, name: str, monkeypatch: pytest.MonkeyP
 def test_all_neurons_are_known_by_name() -> None:
     assert {name: family for name, (family, _) in spiking_nodes.NEURONS.items()} == SPIKINGJELLY
     others = {node for node in UNTAKEN if node != "psn"}
-    assert others == set(spiking_nodes.REFUSED)
+    assert others == {*spiking_nodes.REFUSED, *NON_SPIKING}
 
 
 @pytest.mark.parametrize(
@@ -212,8 +212,6 @@ def test_all_neurons_are_known_by_name() -> None:
         (neuron.PSN(STEPS), "mix the currents of several steps"),
         (neuron.MaskedPSN(2, STEPS, step_mode="m"), "mix the currents of several steps"),
         (neuron.SlidingPSN(2, step_mode="m"), "mix the currents of several steps"),
-        (neuron.NonSpikingLIFNode(decode="max-mem"), "end the network with a linear layer"),
-        (neuron.NonSpikingIFNode(decode="last_mem"), "end the network with a linear layer"),
         (neuron.LIAFNode(torch.relu, True, step_mode="m"), "train with a LIFNode"),
     ],
     ids=lambda value: type(value).__name__,

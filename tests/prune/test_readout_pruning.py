@@ -14,7 +14,7 @@ from soul_deploy import FinetuneConfig, PruneSchedule, ScaConfig, SearchConfig, 
 from soul_deploy.analysis.synops import count_model
 from soul_deploy.base.reduction import OVER_TIME, OverTime
 from soul_deploy.data.datasets import Data
-from soul_deploy.ir import Scale, SpikingGraph
+from soul_deploy.ir import NeuronSpec, Scale, SpikingGraph
 from soul_deploy.model.model import Model, ModelInfo, from_module
 from soul_deploy.prune.delivered import delivered, sources, synops_per_sample
 from soul_deploy.prune.structured.masks import open_masks
@@ -112,12 +112,28 @@ def test_constants_in_front_of_the_head_change_no_count(over_time: OverTime, vot
 TRAINING = TrainConfig(epochs=1, batch_size=20, learning_rate=5e-3)
 
 
-@every
+LEAKY = NeuronSpec("lif", tau=3.0, v_reset=None, v_subtract=0.0)
+SPIKING = NeuronSpec("lif", decay_input=False, v_reset=None, form="snntorch")
+
+
+def charging(model: Model, neuron: NeuronSpec | None) -> Model:
+    """With neurons behind the head, whose membrane makes the scores."""
+    readout = replace(model.graph.readout, neuron=neuron)
+    return replace(model, graph=model.graph.with_nodes({readout.name: readout}))
+
+
 @pytest.mark.parametrize("method", ["sca", "search"])
-def test_both_methods_prune_the_whole_way(over_time: OverTime, method: str, tmp_path: Any) -> None:
+@pytest.mark.parametrize(
+    ("over_time", "neuron"),
+    [*((over_time, None) for over_time in OVER_TIME), ("max", LEAKY), ("last", SPIKING)],
+    ids=[*OVER_TIME, "membrane", "membrane of spiking neurons"],
+)
+def test_both_methods_prune_the_whole_way(
+    over_time: OverTime, neuron: NeuronSpec | None, method: str, tmp_path: Any
+) -> None:
     """Trained, pruned, removed, exported, verified; the target of the search is in SynOps."""
     data = few(60)
-    start = soul_deploy.train(lively(data, over_time), data, TRAINING).model
+    start = soul_deploy.train(charging(lively(data, over_time), neuron), data, TRAINING).model
     if method == "sca":
         schedule = PruneSchedule(ratio=0.4, epochs=2, finetune_epochs=1)
         result: Any = soul_deploy.prune_structured(start, data, ScaConfig(schedule), TRAINING)
@@ -130,6 +146,7 @@ def test_both_methods_prune_the_whole_way(over_time: OverTime, method: str, tmp_
         )
         result = soul_deploy.prune_unstructured(start, data, config, TRAINING)
     assert result.compact.graph.readout.over_time == over_time
+    assert result.compact.graph.readout.neuron == neuron
     images = data.normalise(data.validation.images[:8])
     for kind in ("m.onnx", "m.safetensors"):
         export = soul_deploy.export_onnx if kind == "m.onnx" else soul_deploy.export_event

@@ -59,19 +59,36 @@ class Drawn:
     removal: Residual
     over_time: OverTime = "mean"
     family: str = ""
+    membrane: str = ""
 
     @property
     def exact(self) -> bool:
         """Whether all engines compute the same bits: sums are exact, and nothing else rounds in
         another way.
         """
-        return self.spec.dyadic and self.family not in ROUNDING
+        return self.spec.dyadic and not {self.family, self.membrane} & set(ROUNDING)
 
 
 ROUNDING = ("clif", "ilif", "eif", "complementary_lif", "psn")
 """Families whose steps hold an exp, a sigmoid or a sum over the steps."""
 SOFT = ("integer_lif", "complementary_lif")
 """Families that know no reset to a value."""
+INTEGRATORS = {
+    "integrates": NeuronSpec("if", v_reset=None, v_subtract=0.0),
+    "leaks": NeuronSpec("lif", tau=3.0, v_reset=None, v_subtract=0.0, form="spikingjelly"),
+    "leaks apart": NeuronSpec(
+        "snn_leaky", settings=(("reset", 2.0),), tensors=(("beta", "channel"),)
+    ),
+    "synaptic": NeuronSpec("snn_synaptic", settings=(("reset", 2.0),)),
+    "resets late": NeuronSpec(
+        "lif", tau=4.0, decay_input=False, v_reset=None, v_threshold=0.5, form="snntorch"
+    ),
+}
+"""Neurons behind the head, whose membrane is read; other names are families."""
+
+
+READ = tuple(family for family in ("lif", "plif", *DYNAMICS) if family not in ("glif", "ielif"))
+"""Families with a membrane, and no numbers of single steps."""
 
 
 @st.composite
@@ -88,6 +105,7 @@ def drawn_networks(draw: st.DrawFn) -> Drawn:
         draw(st.sampled_from(("coupled", "scatter"))),
         draw(st.sampled_from(OVER_TIME)),
         draw(st.sampled_from(("", *DYNAMICS, "psn", "ltmd"))),
+        draw(st.sampled_from(("", "", *INTEGRATORS, *READ))),
     )
 
 
@@ -109,7 +127,15 @@ def masked_model(drawn: Drawn) -> tuple[Model, Tensor]:
 
 def _scored(model: Model, drawn: Drawn) -> Model:
     readout = replace(model.graph.readout, over_time=drawn.over_time)
-    return replace(model, graph=model.graph.with_nodes({readout.name: readout}))
+    state = dict(model.state)
+    if drawn.membrane and readout.linear:
+        soft = None if drawn.membrane in SOFT else 0.0
+        spec = INTEGRATORS.get(drawn.membrane) or NeuronSpec(drawn.membrane, v_reset=soft)
+        readout, rng = replace(readout, neuron=spec), np.random.default_rng(drawn.seed)
+        shapes = spec.tensor_shapes(readout.neurons_name, (readout.classes,), 1)
+        state |= {n: rng.uniform(0.1, 0.9, s).astype(np.float32) for n, s in shapes.items()}
+    graph = model.graph.with_nodes({readout.name: readout})
+    return replace(model, graph=graph, state=state)
 
 
 def _given_neurons(model: Model, drawn: Drawn) -> Model:

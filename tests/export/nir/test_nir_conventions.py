@@ -162,8 +162,8 @@ def test_what_nobody_says_is_a_line_each_and_in_the_model(tmp_path: Path) -> Non
         ("a spike sets the membrane to v_reset", "--reset subtract"),
         ("neurons fire above their threshold", "--fire ge"),
         (
-            "the class scores are the mean over T of the output of '3', its spikes; a neuron that",
-            "--over_time",
+            "the class scores are the mean over T of the output of '3', its spikes; where the",
+            "--read membrane, or membrane_no_reset if it never resets; where they are their sum",
         ),
     ):
         (found,) = [sentence for sentence in kept if sentence.startswith(start)]
@@ -354,17 +354,13 @@ def test_fast_synapses_name_the_step(tmp_path: Path) -> None:
 
 
 READOUTS: dict[str, tuple[Callable[[], Any], str]] = {
-    "leaky integrator": (
-        lambda: nir.LI(full(2e-4), full(1.0), full(0.0)),
-        "li: NIR LI is not supported: neurons that never fire, whose membrane is read",
-    ),
     "infinite threshold": (
         lambda: lif(2e-4, threshold=np.inf),
         "lif_1: v_threshold is infinite: neurons that never fire",
     ),
     "threshold out of reach": (
         lambda: lif(2e-4, threshold=1e9),
-        "its threshold is 1e+09: output neurons that never fire, whose membrane is read",
+        "its threshold is 1e+09: where its membrane is the output, give --read membrane",
     ),
 }
 

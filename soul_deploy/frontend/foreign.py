@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from soul_deploy.base.errors import UnsupportedGraphError
-from soul_deploy.frontend import clock_driven, stepped
+from soul_deploy.frontend import clock_driven, soul, stepped
 
 WRAPPERS = {  # where a class is defined, its name: the attribute that holds the network
     ("torch.nn.parallel", "DataParallel"): "module",
@@ -21,6 +21,7 @@ def check_known(path: str, module: nn.Module) -> None:
         if cls.__name__ == name and cls.__module__.startswith(package):
             raise UnsupportedGraphError(_wrapped(path, name, inner))
     clock_driven.check_known(path, module)
+    soul.check_known(path, module)
     if cls.__module__.split(".")[0] == stepped.SNNTORCH and stepped.kind_of(cls) is None:
         raise UnsupportedGraphError(
             f"module {path!r} ({cls.__name__}) of snntorch is not supported; of its modules "

@@ -14,7 +14,7 @@ from torch.nn.utils import parametrize
 
 from soul_deploy import ir
 from soul_deploy.base.errors import NetworkWarning, UnsupportedGraphError, UsageError
-from soul_deploy.frontend import clock_driven, spiking_nodes, stepped
+from soul_deploy.frontend import clock_driven, soul, spiking_nodes, stepped
 from soul_deploy.frontend.spiking_nodes import NEURONS
 from soul_deploy.nn import layers, neuron
 
@@ -28,13 +28,18 @@ TDBN = {f"ThresholdDependentBatchNorm{n}d": f"BatchNorm{n}d" for n in (1, 2)}
 SCALERS = ("VoltageScaler", "ChannelVoltageScaler")  # of spikingjelly...ann2snn
 CONTAINERS = ("MultiStepContainer", "SeqToANNContainer", "StepModeContainer")
 NON_SPIKING = ("NonSpikingIFNode", "NonSpikingLIFNode")
-ONCE = (*NEURONS, *NON_SPIKING, "SpikingNeuron", "RateReadout", "VoteReadout", "VotingLayer")
+ONCE = (
+    *(*NEURONS, *NON_SPIKING, *soul.KINDS),
+    *("SpikingNeuron", "RateReadout", "VoteReadout", "VotingLayer"),
+)
 """Kinds of modules that one call ends: neurons, which remember, and class scores."""
 SURROGATES: dict[str, ir.SurrogateName] = {
     "ATan": "atan",
     "Sigmoid": "sigmoid",
-    "Rect": "rectangle",
+    **dict.fromkeys(("Rect", "Rectangle", "Rectangular"), "rectangle"),
 }
+OF_INTEGERS = ("Quant", "Quant4", "Ternary")
+"""Soul's surrogates of neurons that send integers: gradients pass where these are not cut."""
 
 HARMLESS = ("__init__", "extra_repr", "reset_parameters")  # methods that compute nothing
 
@@ -65,7 +70,8 @@ def module_kind(module: nn.Module) -> str | None:
             return TDBN[cls.__name__]
         if _is_within(cls, "neuron") and cls.__name__ in (*NEURONS, *NON_SPIKING):
             return cls.__name__
-        if (known := stepped.kind_of(cls) or clock_driven.kind_of(cls)) is not None:
+        others = (stepped.kind_of(cls), clock_driven.kind_of(cls), soul.kind_of(cls))
+        if (known := next(filter(None, others), None)) is not None:
             return known
         if _is_within(cls, "ann2snn") and cls.__name__ in SCALERS:
             return cls.__name__
@@ -82,23 +88,26 @@ def refuse_by_name(path: str, module: nn.Module) -> None:
 
 
 def is_closed(module: nn.Module) -> bool:
-    """A module without a kind that is not looked into: the library's own, or one with state."""
+    """A module without a kind that is not looked into: the library's own, or one with state.
+
+    A max pooling with a forward of its own is (Soul's, of sequences): it has no weights.
+    """
     cls = type(module)
     own = ("layer", "neuron", "ann2snn")
     if any(_is_within(cls, package) for package in own) or is_stateful(module):
         return True
-    if stepped.is_stepped(module) or clock_driven.is_closed(cls):
+    if stepped.is_stepped(module) or clock_driven.is_closed(cls) or soul.is_of(cls):
         return True
     if cls.__module__.startswith("torch.nn"):
         return not isinstance(module, (nn.Sequential, nn.ModuleList, nn.ModuleDict))
-    return isinstance(module, tuple(KINDS))
+    return isinstance(module, tuple(KINDS)) and not isinstance(module, nn.MaxPool2d)
 
 
 def is_stateful(module: nn.Module) -> bool:
-    """Whether a SpikingJelly module keeps state between calls (`MemoryModule`)."""
+    """Whether a module of SpikingJelly or Soul keeps state between calls (`MemoryModule`)."""
     return any(
         base.__name__ == "MemoryModule"
-        and base.__module__.startswith((SPIKINGJELLY, clock_driven.ROOT))
+        and base.__module__.startswith((SPIKINGJELLY, clock_driven.ROOT, soul.ROOT))
         for base in type(module).__mro__
     )
 
@@ -145,8 +154,8 @@ def check_at_rest(network: nn.Module) -> None:
 
 def step_mode(module: nn.Module) -> str | None:
     """SpikingJelly's step mode: "m" (a sequence at a time), "s" (a step at a time)."""
-    if (earlier := clock_driven.step_mode(module)) is not None:
-        return earlier
+    if (other := clock_driven.step_mode(module) or soul.step_mode(module)) is not None:
+        return other
     ours = type(module).__module__.startswith(SPIKINGJELLY)
     return getattr(module, "step_mode", None) if ours else None
 
@@ -174,7 +183,7 @@ def check_unchanged(path: str, module: nn.Module) -> None:
 
 
 def module_neuron_spec(path: str, module: Any) -> ir.NeuronSpec:
-    """The neuron of a SpikingNeuron or of one of SpikingJelly's nodes, exactly as it computes.
+    """The neuron of a SpikingNeuron or of one of SpikingJelly's or Soul's, exactly as it computes.
 
     SpikingJelly fires at the threshold, and has other charge forms in 0.0.0.0.12 (clock_driven) and
     0.0.0.0.14 (all neurons in one file) than in 2.x. Raises UnsupportedGraphError for what changes
@@ -182,16 +191,20 @@ def module_neuron_spec(path: str, module: Any) -> ir.NeuronSpec:
     """
     if isinstance(module, neuron.SpikingNeuron):
         return module.spec
-    if not getattr(module.surrogate_function, "spiking", True):
+    function = getattr(module, "surrogate_function", None)
+    if not getattr(function, "spiking", True):
         raise UnsupportedGraphError(
             f"{path}: its surrogate function is in non-spiking mode; call set_spiking_mode(True)"
         )
     if getattr(module, "_neuron_precision", None) is not None:
         raise UnsupportedGraphError(f"{path}: a neuron with a precision of its own; only float32")
     _check_start(path, module)
-    surrogate, alpha = _surrogate(path, module.surrogate_function)
-    common = {"form": _form(module), "surrogate": surrogate, "surrogate_alpha": alpha}
+    surrogate, alpha = ("atan", 2.0) if function is None else _surrogate(path, function)
+    common = {"surrogate": surrogate, "surrogate_alpha": alpha}
     try:
+        if soul.name_of(module) is not None:
+            return soul.spec_of(path, module, **common)
+        common["form"] = _form(module)
         return spiking_nodes.spec_of(path, module, str(module_kind(module)), **common)
     except UsageError as error:
         raise UnsupportedGraphError(f"{path}: {error}") from error
@@ -231,6 +244,8 @@ def _surrogate(path: str, function: Any) -> tuple[ir.SurrogateName, float]:
     name = type(function).__name__
     if name == "MultiLevelSpikeCount":
         return _window_of(path, function)
+    if name in OF_INTEGERS:
+        return "atan", 2.0
     if name not in SURROGATES:
         text = (
             f"{path}: surrogate function {name} is not known here; if this network is trained "
@@ -355,7 +370,7 @@ CONVERTERS: dict[str, Callable[[str, tuple[str, ...], Any], ir.Node]] = {
         lambda path, inputs, module: ir.Population(path, inputs, stepped.spec_of(path, module)),
     ),
     **dict.fromkeys(SCALERS, _scale),
-    **dict.fromkeys(NEURONS, _population),
+    **dict.fromkeys((*NEURONS, *soul.KINDS), _population),
     "Conv2d": _convolution,
     "Linear": _linear,
     "MaxPool2d": _max_pool,

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from soul_deploy.base import brief
-from soul_deploy.frontend import module_kinds, stepped, tracer
+from soul_deploy.frontend import module_kinds, soul, stepped, tracer
 from soul_deploy.ir import SpikingGraph
 from soul_deploy.nn.graph_module import GraphModule
 from soul_deploy.nn.layers import over_steps
@@ -27,7 +27,7 @@ SMALLEST_SCALE = 1e-3  # of the threshold: what smaller currents and membranes a
 class Trace:
     """Values of one population, each (T, B, ...): current, membrane after reset, what it sends.
 
-    Of a neuron that does not keep its membranes there is that of the last step only.
+    Of a neuron that does not keep its membranes there is that of the last step only, or none.
     """
 
     current: Tensor
@@ -114,10 +114,11 @@ class _Ear:
 def _listening(network: nn.Module, graph: SpikingGraph) -> Iterator[dict[str, _Ear]]:
     """Hear what each population's module takes and returns, and where its membrane is."""
     heard = {node.name: _Ear() for node in graph.populations}
+    units = {node.name: node.neuron.unit for node in graph.populations}
     with ExitStack() as stack:
         for name, ear in heard.items():
             module = network.get_submodule(name)
-            before, after = _hooks(ear)
+            before, after = _hooks(ear, units[name])
             stack.enter_context(module.register_forward_pre_hook(before))
             stack.enter_context(module.register_forward_hook(after))
         stack.enter_context(_membranes_kept([network.get_submodule(name) for name in heard]))
@@ -132,7 +133,7 @@ def _membranes_kept(neurons: Iterable[Any]) -> Iterator[None]:
     """
     kept: list[tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = []
     for neuron in neurons:
-        if module_kinds.step_mode(neuron) == "m":
+        if module_kinds.step_mode(neuron) == "m" and module_kinds.is_stateful(neuron):
             attributes = vars(neuron)
             kept.append((attributes, dict(attributes), dict(attributes["_memories_rv"])))
             neuron.store_v_seq = neuron.store_state_seqs = True
@@ -146,14 +147,17 @@ def _membranes_kept(neurons: Iterable[Any]) -> Iterator[None]:
             attributes.update(before)
 
 
-def _hooks(ear: _Ear) -> tuple[Callable[..., None], Callable[..., None]]:
+def _hooks(ear: _Ear, unit: float) -> tuple[Callable[..., None], Callable[..., None]]:
+    """unit: what 1 that is sent stands for in a module that gives fractions."""
+
     def before(module: nn.Module, inputs: Any) -> None:
         taken.append(inputs[0].detach().clone())
 
     def after(module: nn.Module, inputs: Any, output: Any) -> None:
         one = module_kinds.step_mode(module) == "s" or stepped.is_stepped(module)
         fired: Tensor = output[0] if isinstance(output, tuple) else output
-        spikes, current = _sent(module, fired.detach().clone()), taken.pop()
+        given, current = fired.detach().clone(), taken.pop()
+        spikes = given if unit == 1 else (given / unit).round()
         spikes = spikes.unsqueeze(0) if one else spikes
         ear.spikes.append(spikes)
         ear.membranes.append(_membrane(module, current))
@@ -161,12 +165,6 @@ def _hooks(ear: _Ear) -> tuple[Callable[..., None], Callable[..., None]]:
 
     taken: list[Tensor] = []
     return before, after
-
-
-def _sent(module: Any, given: Tensor) -> Tensor:
-    """What a population sends, whole numbers, where its module gives fractions."""
-    unit = module.spec.unit if isinstance(module, SpikingNeuron) else 1.0
-    return given if unit == 1 else (given / unit).round()
 
 
 def _membrane(module: Any, current: Tensor) -> Tensor:
@@ -178,6 +176,8 @@ def _membrane(module: Any, current: Tensor) -> Tensor:
         return torch.stack(seen)
     if stepped.is_stepped(module):
         return stepped.membrane_after(module).unsqueeze(0)
+    if soul.name_of(module) is not None:
+        return soul.membrane_after(module, current)
     sequence = None
     if module_kinds.step_mode(module) == "m":
         (sequence, *_) = getattr(module, "state_seqs", None) or (getattr(module, "v_seq", None),)
@@ -255,7 +255,7 @@ def difference(
         least = SMALLEST_SCALE * thresholds[name]
         spikes[name] = _count(theirs.spikes, mine.spikes)
         currents[name] = _beyond(theirs.current, mine.current, least, tolerance)
-        seen = mine.membrane[-len(theirs.membrane) :]
+        seen = mine.membrane[len(mine.membrane) - len(theirs.membrane) :]
         membranes[name] = _beyond(theirs.membrane, seen, least, tolerance)
     return Difference(
         {name: n for name, n in spikes.items() if n},
@@ -278,6 +278,8 @@ def _beyond(theirs: Tensor, mine: Tensor, least: float, tolerance: float) -> flo
     """
     if theirs.shape != mine.shape:
         return float("inf")
+    if not theirs.numel():
+        return 0.0
     same = (theirs == mine) | (theirs.isnan() & mine.isnan())
     scale = max(least, float(torch.where(theirs.isfinite(), theirs, 0).abs().max()))
     largest = float(torch.where(same, 0, (theirs - mine).abs()).max())

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from soul_deploy import ir
 from soul_deploy.base.errors import UnsupportedGraphError
-from soul_deploy.frontend import clock_driven
+from soul_deploy.frontend import clock_driven, soul
 
 Given = dict[str, Any]
 """Arguments of NeuronSpec."""
@@ -150,7 +150,8 @@ def check_place(path: str, module: Any, shape: ir.Shape, time_steps: int) -> Non
     shape: of the neurons. SpikingJelly's gated neuron runs as many steps as it was made for, and
     reads its parameters as (1, C, 1, 1), whatever its input is.
     """
-    if type(module).__name__ != "GatedLIFNode":
+    soul.check_place(path, module, time_steps)
+    if type(module).__name__ != "GatedLIFNode" or soul.name_of(module) is not None:
         return
     if time_steps != module.T:
         raise UnsupportedGraphError(

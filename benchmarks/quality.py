@@ -92,7 +92,9 @@ class SmallVGG(nn.Sequential):
                 blocks.append(vgg.ConvNeuron(neuron, STEPS, (channels, width)))
                 channels = width
         self.features = nn.Sequential(*blocks)
-        self.pre_logits = vgg.ConvMlp(neuron, STEPS, channels, VGG_HIDDEN, (side, side))
+        self.pre_logits = vgg.ConvMlp(
+            neuron, STEPS, (channels, VGG_HIDDEN, VGG_HIDDEN), (side, side)
+        )
         self.head = layers.RateReadout(VGG_HIDDEN, CLASSES)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):

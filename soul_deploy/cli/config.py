@@ -143,11 +143,19 @@ class Task:
 
     def facts(self) -> dict[str, Any]:
         """All fields, as checkpoints hold them; what most neurons do not have is left out."""
-        found = asdict(self)
+        found = asdict(self) | {"sizes": dict(self.resolved)}
+        if found["sizes"]["mlp_ratio"] == 1:
+            del found["sizes"]["mlp_ratio"]
         for name in ("settings", "tensors"):
             if not found["neuron"][name]:
                 del found["neuron"][name]
         return found
+
+    @property
+    def resolved(self) -> Mapping[str, Any]:
+        """The sizes, where the network decides what no flag says."""
+        hidden = zoo.hidden_of(self.model, self.sizes["hidden"])
+        return {**self.sizes, "hidden": hidden}
 
     @property
     def stem(self) -> str:
@@ -286,7 +294,7 @@ def facts(task: Task) -> dict[str, Any]:
     """What a model file says about where its network began; plain JSON data."""
     return {
         "model": task.model,
-        **{flag: task.sizes[field] for flag, field in SIZE_FLAGS.items()},
+        **{flag: task.resolved[field] for flag, field in SIZE_FLAGS.items()},
         "data": task.data,
     }
 

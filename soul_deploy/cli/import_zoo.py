@@ -97,8 +97,8 @@ def zoo(
 ) -> None:
     """Make a model file of the weights of NETWORK, one of this package's names, for any data set.
 
-    NETWORK is spikingvgg5, 9, 11, 13, 16 or 19, cifar10net, sewresnet18, 34 or 50, or msresnet18,
-    34 or 50; --hidden, --width and the like are those that it was trained with.
+    NETWORK is spikingvgg5, 9, 11, 13, 16 or 19, cifar10net, sewresnet18, 34 or 50, msresnet18, 34
+    or 50, mlp or lenet; --hidden, --width and the like are those that it was trained with.
     Soul's files, and checkpoints in which other people keep weights, are read as they are. What the
     file's name and the arguments saved in it say of network, neuron, data set and T holds where no
     flag is given; flags that say something else are refused. What is assumed is a line each on

@@ -5,6 +5,7 @@ unstructured_prune.py) unless said otherwise. A neuron's constants have no defau
 given is Soul's, by neuron (`ir.neurons.SOUL_NEURONS`).
 """
 
+import math
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,7 +95,11 @@ class NetworkChoice:
     model: str = given("", "Network name, or package.module:factory for one of your own.", "-m")
     neuron_type: str = given("LIF", f"{', '.join(map(str.upper, SOUL_NEURONS))}.", "-n")
     time_step: int = shared(common.steps_option("Time steps T.", 4))
-    hidden: int = given(2048, "Width of SpikingVGG's head.", "--hidden", "--mlp_hidden_dim")
+    hidden: int | None = given(
+        *(None, "Neurons of fully connected layers.  [default: 2048; mlp 1024, lenet 512]"),
+        *("--hidden", "--mlp_hidden_dim", "--hidden_dim"),
+    )
+    mlp_ratio: float = given(1.0, "SpikingVGG: share of --hidden in its first hidden layer.")
     width: int = given(256, "Channels of Cifar10Net.")
     connect_function: str = given("ADD", "SEW-ResNet's merge: ADD, AND or IAND.")
     groups: int = given(1, "ResNet-50's: grouped 3×3.")
@@ -124,7 +129,10 @@ class NetworkChoice:
         errors.known("coding", self.coding_schema, ["direct"])
         parsing.require_steps("time_step", self.time_step)
         sizes = ("hidden", "width", "groups", "width_per_group")
-        errors.require_least(1, **{name: getattr(self, name) for name in sizes})
+        given = {name: getattr(self, name) for name in sizes}
+        errors.require_least(1, **{name: n for name, n in given.items() if n is not None})
+        if not 0 < self.mlp_ratio < math.inf:
+            raise errors.UsageError(f"mlp_ratio {self.mlp_ratio:g} must be above 0")
 
     def constants(self) -> dict[str, Any]:
         """The neuron's constants that were given, by NeuronSpec's names.

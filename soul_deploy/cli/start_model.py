@@ -159,8 +159,8 @@ def _from_weights(reading: read_weights.Reading, task: config.Task, data: Data) 
     _, graph, told = config.create_network(task, data)
     info = ModelInfo("dense", data.normalization, data.classes, told, input_kind=data.input_kind)
     read_as = (
-        f"{task.model} for {task.data} (input {data.input_shape}), hidden {task.sizes['hidden']}; "
-        "give --model, --hidden and --dataset_name of its training"
+        f"{task.model} for {task.data} (input {data.input_shape}), hidden "
+        f"{task.resolved['hidden']}; give --model, --hidden and --dataset_name of its training"
     )
     return reading.model(graph, info, read_as)
 
@@ -172,7 +172,7 @@ def _task_of_file(
     sizes = {field: made.get(flag, task.sizes[field]) for flag, field in SIZE_FLAGS.items()}
     pairs: list[tuple[str, Any, Any]] = [("model", task.model, made.get("model", task.model))]
     for flags, asked, held in (
-        (SIZE_FLAGS, task.sizes, sizes),
+        (SIZE_FLAGS, task.resolved, sizes),
         (NEURON_FLAGS, vars(task.neuron), vars(neuron)),
     ):
         pairs += [(flag, asked[field], held[field]) for flag, field in flags.items()]

@@ -1,1 +1,1 @@
-"""Networks by name: SpikingVGG, 6Conv2FC, SEW-ResNet, MS-ResNet."""
+"""Networks by name: SpikingVGG, 6Conv2FC, SEW-ResNet, MS-ResNet, MLP, LeNet."""

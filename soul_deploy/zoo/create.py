@@ -23,13 +23,14 @@ def create(
     classes: int,
     time_steps: int = 4,
     neuron: NeuronSpec = ...,
-    hidden: int = 2048,
+    hidden: int | None = None,
     width: int = 256,
     connect: MergeFunction = "add",
     groups: int = 1,
     width_per_group: int = 64,
     stem: resnet.Stem = "soul",
     initialisation: Initialisation = "default",
+    mlp_ratio: float = 1.0,
 ) -> Model: ...
 @overload
 @deprecated(OLD)
@@ -43,7 +44,9 @@ def create(
     classes      number of class scores
     time_steps   T that it runs for
     neuron       the neuron model of every population; NeuronSpec() is Soul's LIF
-    hidden       neurons of each fully connected layer; width: channels of cifar10net's convolutions
+    hidden       neurons of each fully connected layer, None: 2048, of mlp 1024, of lenet 512;
+                 width: channels of cifar10net's convolutions
+    mlp_ratio    of spikingvgg: the share of `hidden` that its first hidden layer has
     initialisation   "default": as the network's own source has it; "kaiming_fan_out": all layers
     connect, groups, width_per_group, stem   of residual networks, as in `registry.NetworkOptions`
 

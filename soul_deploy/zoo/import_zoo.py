@@ -16,7 +16,9 @@ from soul_deploy.zoo import read_weights, registry, resnet
 
 SIZE_FLAGS = {
     flag: flag.removesuffix("_function")
-    for flag in ("hidden", "width", "connect_function", "groups", "width_per_group", "stem")
+    for flag in (
+        *("hidden", "width", "connect_function", "groups", "width_per_group", "stem", "mlp_ratio"),
+    )
 }
 """Flag -> field of NetworkOptions; a model file's provenance holds them by flag."""
 ARGUMENTS = {"model": "name", "neuron": "neuron", "time_steps": "time_steps"}
@@ -27,9 +29,9 @@ def import_zoo(
     path: Path | str, name: str, *, input_shape: Shape, classes: int | Sequence[str],
     time_steps: int | None = None, neuron: NeuronSpec | Mapping[str, Any] | None = None,
     mean: Sequence[float] = (), std: Sequence[float] = (),
-    input_kind: pixel_rule.InputKind = "images", hidden: int = 2048, width: int = 256,
+    input_kind: pixel_rule.InputKind = "images", hidden: int | None = None, width: int = 256,
     connect: MergeFunction = "add", groups: int = 1, width_per_group: int = 64,
-    stem: resnet.Stem = "soul",
+    stem: resnet.Stem = "soul", mlp_ratio: float = 1.0,
 ) -> Model:  # fmt: skip
     """A Model of a network of the zoo with the weights in a file, of any data set.
 
@@ -40,7 +42,7 @@ def import_zoo(
                  file says, or Soul's of that family
     mean, std    of pixels in [0, 1], by channel, as in training; input_kind: "images", "counts",
                  "spikes" or "values"
-    hidden, width, connect, groups, width_per_group, stem   as `create` has them
+    hidden, width, connect, groups, width_per_group, stem, mlp_ratio   as `create` has them
 
     What the file's name and the arguments saved in it say holds where nothing is given. What was
     taken and assumed are sentences in the model's `info.provenance["assumptions"]`. Raises
@@ -55,6 +57,7 @@ def import_zoo(
         neuron if isinstance(neuron, NeuronSpec) else partial_neuron(known),
         4 if time_steps is None else time_steps,
         *(hidden, width, connect, groups, width_per_group, stem),
+        mlp_ratio=mlp_ratio,
     )
     given = {"model", *known, *(["neuron"] if "family" in known else [])}
     given |= set() if time_steps is None else {"time_steps"}
@@ -128,7 +131,8 @@ def build(
             f"input_shape {shape}, classes {options.classes} and T {choice.time_steps}: give "
             "channels, height and width, each at least 1, and at least one class and step"
         )
-    options = replace(options, neuron=choice.neuron, time_steps=choice.time_steps)
+    hidden = registry.hidden_of(choice.model, options.hidden)
+    options = replace(options, neuron=choice.neuron, time_steps=choice.time_steps, hidden=hidden)
     if norm is not None and info.input_kind != "images":
         raise errors.UsageError(f"mean and std belong to images; the input is {info.input_kind}")
     if norm is not None and len(norm.mean) not in (1, shape[0]):

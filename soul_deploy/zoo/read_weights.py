@@ -136,12 +136,24 @@ PRUNED = (
 def read_as(weights: Weights, choice: Choice) -> Reading:
     """What the file of weights says holds where nothing is given; the rest is assumed and said.
 
-    Raises UsageError, naming both, where the file says something else than what is given.
+    Raises UsageError, naming both, where the file says something else than what is given, and
+    FileFormatError for weights of a network of the zoo's names that has another shape.
     """
+    _require_maps(weights, choice)
     taken = take_said(weights, choice)
     told = [*taken.assumptions, *_assumed(weights, taken.choice)]
     masks = unsaved_masks(weights.path, weights.left)
     return replace(taken, assumptions=(*told, *filter(None, [masks])), warning=masks)
+
+
+def _require_maps(weights: Weights, choice: Choice) -> None:
+    """Soul's networks for motion have the names of those for images, and none of their shapes."""
+    flat = [name for name, array in weights.state.items() if np.ndim(array) == 3]
+    if flat and not is_dotted(choice.model):
+        raise errors.FileFormatError(
+            f"{weights.path}: {flat[0]} is of convolutions along one axis, as Soul's networks for "
+            "motion have them; of these, mlp and lenet are known here (input_shape 1,C,W)"
+        )
 
 
 def take_said(weights: Weights, choice: Choice) -> Reading:

@@ -49,20 +49,23 @@ class ConvNeuron(nn.Sequential):
 class ConvMlp(nn.Sequential):
     """The head's two hidden layers: a 7×7 convolution (valid) and a 1×1 one.
 
-    A map smaller than 7×7 is stretched to it by adaptive average pooling, as Soul does.
+    A map smaller than 7×7 is stretched to it by adaptive average pooling, as Soul does. widths:
+    channels before, between and behind.
     """
 
     def __init__(
-        self, neuron: NeuronSpec, time_steps: int, channels: int, hidden: int, side: tuple[int, int]
-    ) -> None:
+        self, neuron: NeuronSpec, time_steps: int, widths: tuple[int, int, int],
+        side: tuple[int, int],
+    ) -> None:  # fmt: skip
         super().__init__()
+        channels, middle, hidden = widths
         target = (max(HEAD_KERNEL, side[0]), max(HEAD_KERNEL, side[1]))
         self.resize = layers.AdaptiveAvgPool2d(target) if target != side else nn.Identity()
         self.fc1 = nn.Sequential(
-            layers.Conv2d(channels, hidden, HEAD_KERNEL, bias=False), layers.BatchNorm2d(hidden)
+            layers.Conv2d(channels, middle, HEAD_KERNEL, bias=False), layers.BatchNorm2d(middle)
         )
         self.sn1 = SpikingNeuron(neuron, time_steps)
-        self.fc2 = conv_norm(hidden, hidden, 1, 1)
+        self.fc2 = conv_norm(middle, hidden, 1, 1)
         self.sn2 = SpikingNeuron(neuron, time_steps)
 
 
@@ -70,10 +73,10 @@ class SpikingVGG(nn.Sequential):
     """Convolution blocks, the convolutional MLP, and the mean over time and space into a head.
 
     Input (B, C, H, W) or (T, B, C, H, W); output (B, classes).
-    Raises UsageError if the poolings leave no position.
+    Raises UsageError if the poolings leave no position, or mlp_ratio no neuron.
     """
 
-    def __init__(self, name: str, options: "NetworkOptions") -> None:
+    def __init__(self, name: str, options: "NetworkOptions", hidden: int) -> None:
         super().__init__()
         neuron, steps = options.neuron, options.time_steps
         channels, *side = options.input_shape
@@ -91,8 +94,13 @@ class SpikingVGG(nn.Sequential):
                 "give a network with fewer with --model"
             )
         self.features = nn.Sequential(*blocks)
-        self.pre_logits = ConvMlp(neuron, steps, channels, options.hidden, (side[0], side[1]))
-        self.head = layers.RateReadout(options.hidden, options.classes)
+        middle = int(hidden * options.mlp_ratio)
+        if middle < 1:
+            raise UsageError(
+                f"{name}: mlp_ratio {options.mlp_ratio:g} of {hidden} hidden neurons leaves none"
+            )
+        self.pre_logits = ConvMlp(neuron, steps, (channels, middle, hidden), (side[0], side[1]))
+        self.head = layers.RateReadout(hidden, options.classes)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -108,7 +116,7 @@ class Cifar10Net(nn.Sequential):
     (T, B, C, H, W).
     """
 
-    def __init__(self, options: "NetworkOptions") -> None:
+    def __init__(self, options: "NetworkOptions", hidden: int) -> None:
         super().__init__()
         neuron, steps, width = options.neuron, options.time_steps, options.width
         channels, height, width_in = options.input_shape
@@ -125,9 +133,9 @@ class Cifar10Net(nn.Sequential):
             *(block(width), block(width), block(width), layers.MaxPool2d(2, 2)),
         )
         self.flatten = layers.Flatten()
-        self.fc1 = nn.Linear(width * (height // 4) * (width_in // 4), options.hidden, bias=False)
+        self.fc1 = nn.Linear(width * (height // 4) * (width_in // 4), hidden, bias=False)
         self.sn1 = SpikingNeuron(neuron, steps)
-        self.fc2 = nn.Linear(options.hidden, options.classes * VOTES, bias=False)
+        self.fc2 = nn.Linear(hidden, options.classes * VOTES, bias=False)
         self.sn2 = SpikingNeuron(neuron, steps)
         self.vote = layers.VoteReadout(options.classes, VOTES)
         kaiming_fan_out(self)

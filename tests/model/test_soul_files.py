@@ -344,7 +344,7 @@ def test_a_renamed_file_is_used_and_its_neuron_said() -> None:
             "up_finetune_sparsified_sewresnet18_plif_svhn_3.pth",
             SoulName("sewresnet18", "plif", "svhn", None),
         ),
-        ("best_mlp_if_cifar10_T4_1.pt", None),
+        ("best_rnn_if_cifar10_T4_1.pt", None),
         ("spikingvgg5_if_digits_T2.pt", SoulName("spikingvgg5", "if", "digits", 2)),
         ("my_clif_net.pt", SoulName(None, "clif", None, None)),
         ("what_if.pt", None),

@@ -58,20 +58,20 @@ def to_nir(equation: Equation, name: str, dt: float) -> NirNeuron:
     raise to_nir.unknown(equation)
 
 
-to_nir.refuse(
-    DynamicsEquation,
-    error=lambda equation: UnsupportedGraphError(
-        f"a neuron of family {equation.family}; NIR has no node for it. Export event or onnx"
-    ),
-)
+@to_nir.on(DynamicsEquation)
+def _no_family(equation: DynamicsEquation, name: str, dt: float) -> NirNeuron:
+    raise UnsupportedGraphError(
+        f"{name}: a neuron of family {equation.family}; NIR has no node for it. Export event or "
+        "onnx, or train with LIF, PLIF or IF"
+    )
 
 
-to_nir.refuse(
-    ParallelEquation,
-    error=lambda equation: UnsupportedGraphError(
-        "a PSN, which mixes all steps; NIR has no node for it. Export event or onnx"
-    ),
-)
+@to_nir.on(ParallelEquation)
+def _no_parallel(equation: ParallelEquation, name: str, dt: float) -> NirNeuron:
+    raise UnsupportedGraphError(
+        f"{name}: a PSN, which mixes all steps; NIR has no node for it. Export event or onnx, or "
+        "train with LIF, PLIF or IF"
+    )
 
 
 @to_nir.on(NeuronEquation)
@@ -215,6 +215,11 @@ class Conventions:
                 "a spike sets the membrane to v_reset, as NIR's equations say; where the tool's "
                 "takes the threshold off, give --reset subtract"
             )
+        elif self.reset != "zero":
+            self.assumed["spikes"] = (
+                "a neuron sends one spike a step at most; sinabs' and rockpool's send several, "
+                "unless they are told not to, of which a NIR file says nothing"
+            )
         return self.reset or "zero"
 
     def accept(self, key: str, own: NeuronSpec) -> NeuronSpec:
@@ -240,6 +245,14 @@ class Conventions:
 
         others: all neurons of the graph, which the value should fit.
         """
+        if _exponential(neuron, self.dt):
+            raise UnsupportedGraphError(
+                f"{key}: r = {neuron.r:g} is tau·exp(-dt/tau)/dt (tau = {neuron.tau:g} s, dt = "
+                f"{self.dt:g} s), as rockpool writes its neurons: they decay by exp(-dt/tau) and "
+                "send several spikes a step, which NIR's equations do not say; supported is one "
+                "Euler step of dt. Write it as a LIF with r = tau/dt in NIR, or build the network "
+                "of PyTorch's and SpikingJelly's layers with its weights"
+            )
         wrong = _misfit(neuron, self.dt, self.dt_known)
         if wrong is not None:
             raise UnsupportedGraphError(f"{key}: {wrong}; {_advice(others())}")
@@ -251,6 +264,14 @@ ASSUMED_STEP = (
     "a time step is dt = {dt:g} s of forward Euler, as snnTorch and SpikingJelly write by default; "
     "for another, give --dt"
 )
+
+
+def _exponential(neuron: NirNeuron, dt: float) -> bool:
+    """Whether the input is multiplied as in rockpool's NIR files (its to_nir, 3.1.0)."""
+    if neuron.tau is None or neuron.tau < dt:
+        return False
+    ratio, expected = neuron.r * dt / neuron.tau, math.exp(-dt / neuron.tau)
+    return math.isclose(ratio, expected, rel_tol=1e-5) and not close(ratio, 1.0)
 
 
 def _misfit(neuron: NirNeuron, dt: float, known: bool) -> str | None:

@@ -39,12 +39,23 @@ def read_node(reader: Reader, key: str) -> None:
 def _input(r: Reader, key: str, node: Any) -> NirValue:
     if r.made:
         raise errors.UnsupportedGraphError(f"{key}: a second input; supported is one")
-    shape = _integers(node.input_type["input"])
+    shape = _without_batch(r, key, _integers(node.input_type["input"]))
     if len(shape) not in (1, 3):
         raise errors.UnsupportedGraphError(
             f"{key}: an input of {shape}; supported: (C, H, W) and (N,), without time and batch"
         )
     return r.put(ir.Input(r.name(key), (), shape))
+
+
+def _without_batch(r: Reader, key: str, shape: ir.Shape) -> ir.Shape:
+    """norse and rockpool write the shape of the batch that they were given to export with."""
+    if len(shape) not in (2, 4):
+        return shape
+    r.conventions.assumed["batch"] = (
+        f"{key}: an input of {shape} is a batch of {shape[0]}, each of {shape[1:]}, as norse and "
+        "rockpool write it"
+    )
+    return shape[1:]
 
 
 def _output(r: Reader, key: str, node: Any) -> None:

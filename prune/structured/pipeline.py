@@ -112,13 +112,19 @@ def chosen_layers(
     refused = [name for name in chosen if name not in able.values()]
     if refused or not chosen:
         raise errors.UsageError(
-            f"pruning_nodes: {', '.join(refused) or 'no layer'} cannot be pruned by channel; a "
-            "layer can if its current comes from one convolution or linear layer of its own, if "
-            "it belongs to no residual stream (or with --residual coupled or scatter), and if its "
-            f"channels are not the classes. Valid here, with --residual {config.residual}: "
+            f"pruning_nodes: {_unable(refused, names)}; a layer can if its current comes from one "
+            "convolution or linear layer of its own, if it belongs to no residual stream (or with "
+            "--residual coupled or scatter), and if its channels are not the classes; prune "
+            f"unstructured takes any. Valid here, with --residual {config.residual}: "
             f"{', '.join(f'{index} ({name})' for index, name in able.items()) or 'none'}"
         )
     return chosen
+
+
+def _unable(refused: Sequence[str], names: Sequence[str]) -> str:
+    if refused:
+        return f"{', '.join(refused)} cannot be pruned by channel"
+    return f"no layer of {', '.join(names)} to prune by channel"
 
 
 def prunable_layers(graph: SpikingGraph, config: ScaConfig) -> dict[int, str]:

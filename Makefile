@@ -14,7 +14,7 @@ FAST := tests/cli/test_smoke.py tests/runtime/test_runtime_without_torch.py \
     tests/runtime/test_container.py tests/runtime/kernels/test_kernelcache.py
 FAST_NEEDS := "pytest>=8" "hypothesis==6.170.17"
 
-.PHONY: demo test search soak check floor pythons mutate clean
+.PHONY: demo test search soak networks check floor pythons mutate clean
 
 $(STAMP): setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -39,6 +39,9 @@ search: $(STAMP)  ## property tests and the fuzzer on new draws, SEARCH_ROUNDS t
 
 soak: $(STAMP)  ## hours: damaged files and random networks by the thousand (docs/reliability.md)
 	$(BIN)/python -m pytest -q -s -m soak tests
+
+networks: $(STAMP)  ## docs/networks.md: other tools' networks, each tool in an environment of its own (.venv-networks)
+	$(BIN)/python tests/networks/make_table.py
 
 mutate: $(STAMP)  ## how many of 60 small faults in MODULE its TESTS (if given) see; again: goes on
 	$(BIN)/python -m pip install --quiet -e ".[mutate]"

@@ -24,8 +24,8 @@ def check_known(path: str, module: nn.Module) -> None:
     soul.check_known(path, module)
     if cls.__module__.split(".")[0] == stepped.SNNTORCH and stepped.kind_of(cls) is None:
         raise UnsupportedGraphError(
-            f"module {path!r} ({cls.__name__}) of snntorch is not supported; of its modules "
-            f"{', '.join(stepped.STATES)} are known here"
+            f"module {path!r} ({cls.__name__}) of snntorch is not supported; supported of its "
+            f"modules: {', '.join(stepped.STATES)}"
         )
     if cls.__module__.split(".")[0] in BY_NIR:
         raise UnsupportedGraphError(_of_other_tools(path, cls))

@@ -200,4 +200,4 @@ def test_other_neurons_of_snntorch_are_refused_by_name(
     said = " ".join(result.stderr.split())
     assert result.exit_code == 1 and not (tmp_path / "net.safetensors").exists()
     assert "module 'lif' (RLeaky) of snntorch is not supported" in said
-    assert "of its modules Leaky, Lapicque, Synaptic are known here" in said
+    assert "supported of its modules: Leaky, Lapicque, Synaptic" in said

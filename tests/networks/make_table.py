@@ -9,6 +9,7 @@ of the environment that runs this script: so all tools run on one PyTorch.
 
 import json
 import os
+import re
 import subprocess
 import sys
 import sysconfig
@@ -26,6 +27,7 @@ ENVIRONMENTS = ROOT / ".venv-networks"
 PACKAGES: Mapping[str, tuple[str, ...]] = {
     "spikingjelly_2": (),
     "spikingjelly_0": ("spikingjelly==0.0.0.0.14",),
+    "clock_driven": ("spikingjelly==0.0.0.0.12",),
     "snntorch": (),
     "norse": ("norse==1.1.0",),
     "sinabs": ("sinabs==3.1.3", "pbr==7.1.3"),
@@ -56,7 +58,11 @@ def python_of(tool: str) -> str:
     if not python.exists():
         subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
         base = f"import site; site.addsitedir({str(folder)!r})"
-        said = [str(python), "-c", f"{base}; import sysconfig; print(sysconfig.get_path('purelib'))"]
+        said = [
+            str(python),
+            "-c",
+            f"{base}; import sysconfig; print(sysconfig.get_path('purelib'))",
+        ]
         place = subprocess.run(said, check=True, capture_output=True, text=True).stdout.strip()
         Path(place, "zz_shared.pth").write_text(sysconfig.get_path("purelib") + "\n")
         options = ["--quiet", "--no-deps", "--ignore-installed", "--no-compile"]
@@ -104,7 +110,7 @@ def kept() -> dict[str, Any]:
 
 def short(message: str) -> str:
     """The first clause of a message's first line."""
-    line = message.splitlines()[0]
+    line = re.sub(r" \(in module '([^']+)'[^;]*\)", r" in module \1", message.splitlines()[0])
     for end in ("; ", ". "):
         line = line.partition(end)[0]
     return line if len(line) <= LONGEST else f"{line[: LONGEST - 1].rstrip()}…"
@@ -128,17 +134,26 @@ def table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def summary(found: Mapping[str, Any]) -> list[str]:
-    head = ["tool", "rows", "taken", "equal to the bit", "explained", "pruned", "ONNX", "event", "NIR", "measured"]
+    head = [
+        "tool",
+        "rows",
+        "taken",
+        "equal to the bit",
+        "explained",
+        "pruned",
+        "ONNX",
+        "event",
+        "NIR",
+        "measured",
+    ]
     lines = [head, ["---"] * len(head)]
     for told in found.values():
         done = Counter(
-            name
-            for row in told["rows"]
-            for name, text in row["cells"].items()
-            if text != "refused"
+            name for row in told["rows"] for name, text in row["cells"].items() if text != "refused"
         )
         equal = sum(row["cells"].get("spikes") == "yes" for row in told["rows"])
-        numbers = [len(told["rows"]), done["traced"], equal, done["spikes"] - equal]
+        explained = sum("explained" in row["cells"].get("spikes", "") for row in told["rows"])
+        numbers = [len(told["rows"]), done["traced"], equal, explained]
         numbers += [done[name] for name in ("pruned", "onnx", "event", "nir")]
         lines.append([told["tool"], *map(str, numbers), told["date"]])
     return [f"| {' | '.join(line)} |" for line in lines]
@@ -156,17 +171,19 @@ def page(found: Mapping[str, Any]) -> str:
 INTRODUCTION = """\
 # Networks of other tools
 
-What becomes of the networks that people have: {rows} of them, each run by its own tool and by us on the same
-input, on which every population fires. `make networks` measures all of it and writes this page
-(tests/networks/make_table.py; `tests/networks/of_*.py` has the networks); `make test` measures some rows again.
+What becomes of the networks that people have: {rows} of them, each run by its own tool and by us on
+the same input, on which every population fires. `make networks` measures all of it and writes this
+page (tests/networks/make_table.py; the networks are in `tests/networks/of_*.py`); `make test`
+measures some rows again.
 
-- *taken by*: `from_torch` of the tool's module, `import nir` of a file that the tool wrote, `import zoo` of
-  weights under Soul's names, `trace` of our module with the tool's recorded currents.
-- *spikes equal*: what every population sends at every step, against the tool's own. *yes*: to the bit;
-  *n explained*: n neurons differ, each by a membrane that rounding takes over its threshold, by the rule of `verify`.
-- *pruned*: a short pass of `prune structured` and one of `prune unstructured`, each compacted and verified as an
-  event network. Where one method alone takes the network, its name.
-- *ONNX*, *event*, *NIR*: exported and verified (three checks; NIR is read back).
+- *taken by*: `from_torch` of the tool's module, `import nir` of a file that the tool wrote,
+  `import zoo` of weights under Soul's names, `trace` of our module on the tool's recorded currents.
+- *spikes equal*: what every population sends at every step, against the tool's own. *yes*: to the
+  bit; *n explained*: n neurons differ, each by a membrane that rounding takes over its threshold,
+  by the rule of `verify`; *no*: why not.
+- *pruned*: a short pass of `prune structured` and one of `prune unstructured`, each compacted, and
+  verified as an event network. Where one method alone takes the network, its name.
+- *ONNX*, *event*, *NIR*: exported and verified by the three checks; NIR is read back.
 - *refused*: how the message begins. It names the place and says what to do."""
 
 

@@ -12,6 +12,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
@@ -21,7 +22,7 @@ from typing import Any
 import nir_files
 import numpy as np
 import torch
-from row import Made, Own, Row
+from row import Own, Row
 from torch import Tensor
 
 import soul_deploy
@@ -148,8 +149,9 @@ def tried(found: Measured, column: str, work: Callable[[], Any]) -> Any:
 def require_firing(own: Own) -> None:
     """Raise RowError unless each population sends something, and not always the same."""
     for name, values in own.sent.items():
-        if values.unique().numel() < 2:
-            raise RowError(f"{name} sends {values.unique().tolist()} alone: it tests nothing")
+        seen = np.unique(values.numpy())
+        if len(seen) < 2:
+            raise RowError(f"{name} sends {seen.tolist()} alone: it tests nothing")
 
 
 def compared(model: Model, own: Own, x: Tensor) -> str:
@@ -212,7 +214,7 @@ def pruned(found: Measured, model: Model, x: Tensor, folder: Path) -> str:
         verified(result.compact, x, folder / "compact.event.safetensors", allow_silent=True)
         return method
 
-    done = [method for method in METHODS if tried(found, "pruned", lambda m=method: one(m))]
+    done = [method for method in METHODS if tried(found, "pruned", partial(one, method))]
     return "yes" if len(done) == len(METHODS) else " and ".join(done) or "refused"
 
 

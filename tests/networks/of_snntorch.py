@@ -124,37 +124,61 @@ LEAKY: dict[str, dict[str, Any]] = {
 def rows() -> list[Row]:
     small, image = (40,), (1, 28, 28)
 
-    def row(network: str, neuron: str, build: Callable[[], nn.Module], *shape: int, **how: Any) -> Row:
+    def row(
+        network: str, neuron: str, build: Callable[[], nn.Module], *shape: int, **how: Any
+    ) -> Row:
         light = how.pop("light", False)
-        return Row(network=network, neuron=neuron, make=lambda: made(build, shape, **how), light=light)
+        return Row(
+            network=network, neuron=neuron, make=lambda: made(build, shape, **how), light=light
+        )
 
     def both(neuron: Callable[[int], Any]) -> Callable[[], nn.Module]:
         return lambda: Tutorial5(neuron(50), neuron(10))
 
     return [
-        *(row(FULLY, name, leaky(**given), *small, light=name == "Leaky") for name, given in LEAKY.items()),
-        row(FULLY, "Leaky, a beta for each neuron", both(lambda n: snn.Leaky(beta=torch.rand(n) / 2 + 0.4)), *small),
+        *(
+            row(FULLY, name, leaky(**given), *small, light=name == "Leaky")
+            for name, given in LEAKY.items()
+        ),
+        row(
+            FULLY,
+            "Leaky, a beta for each neuron",
+            both(lambda n: snn.Leaky(beta=torch.rand(n) / 2 + 0.4)),
+            *small,
+        ),
         row("tutorial 6, convolutional, max pooling", "Leaky", Tutorial6, *image),
         row(
-            "tutorial 6, Sequential, init_hidden", "Leaky",
-            lambda: hidden(nn.MaxPool2d, lambda **more: snn.Leaky(beta=0.5, **more)), *image, loops=False,
+            "tutorial 6, Sequential, init_hidden",
+            "Leaky",
+            lambda: hidden(nn.MaxPool2d, lambda **more: snn.Leaky(beta=0.5, **more)),
+            *image,
+            loops=False,
         ),
         row(FULLY, "Synaptic", both(lambda n: snn.Synaptic(alpha=0.9, beta=0.8)), *small),
         row(
-            "convolutional, init_hidden", "Synaptic",
+            "convolutional, init_hidden",
+            "Synaptic",
             lambda: hidden(nn.AvgPool2d, lambda **more: snn.Synaptic(alpha=0.8, beta=0.7, **more)),
-            *image, loops=False,
+            *image,
+            loops=False,
         ),
         row(FULLY, "Lapicque", both(lambda n: snn.Lapicque(R=2.0, C=3.0, time_step=1.0)), *small),
-        row(FULLY, "RLeaky, one weight a neuron", both(lambda n: RLeaky(n, all_to_all=False)), *small),
+        row(
+            FULLY,
+            "RLeaky, one weight a neuron",
+            both(lambda n: RLeaky(n, all_to_all=False)),
+            *small,
+        ),
         row(FULLY, "RLeaky, all to all", both(lambda n: RLeaky(n)), *small),
         row(FULLY, "RSynaptic, all to all", both(lambda n: RSynaptic(n)), *small),
         row(FULLY, "Alpha", both(lambda n: snn.Alpha(alpha=0.9, beta=0.8)), *small),
         row(
-            f"{FULLY}, membrane read-out", "Leaky",
+            f"{FULLY}, membrane read-out",
+            "Leaky",
             lambda: Tutorial5(
                 snn.Leaky(beta=0.9), snn.Leaky(beta=0.8, reset_mechanism="none"), "membrane"
-            ), *small,
+            ),
+            *small,
         ),
         *nir_files.rows("snntorch"),
     ]

@@ -3,6 +3,7 @@
 The recipe of the neurons' files is tests/fixtures/neurons/make_soul.py.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -41,8 +42,9 @@ def of_neuron(name: str) -> Made:
     network = nn.Sequential(convolution, neuron, head)
 
     def own() -> Own:
-        rates = case.output.mean((0, 3, 4))
-        return Own({"1": case.output / neuron.spec.unit}, rates @ head.weight.T + head.bias)
+        with torch.no_grad():
+            scores = case.output.mean((0, 3, 4)) @ head.weight.T + head.bias
+        return Own({"1": case.output / neuron.spec.unit}, scores)
 
     def taken() -> Model:
         module = GraphModule(trace(network, shape, steps))
@@ -73,7 +75,7 @@ def of_network(neuron: str) -> Made:
     return Made(tensors["input"], lambda: own, taken, tuple(below["spikes"]))
 
 
-def _psn(parameters: dict[str, Tensor], steps: int, shape: tuple[int, ...]) -> SpikingNeuron:
+def _psn(parameters: Mapping[str, Tensor], steps: int, shape: tuple[int, ...]) -> SpikingNeuron:
     made = SpikingNeuron(NeuronSpec("psn"), steps, shape)
     made.load_state_dict(dict(parameters))
     return made

@@ -1,6 +1,7 @@
 """Rows of SpikingJelly 2.0.0: its own networks at a small size, and each neuron in a small one."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import ann2snn
@@ -54,7 +55,7 @@ def small(neuron: Callable[[], Any], last: Callable[[], Any] | None = None) -> n
 
 def vgg() -> nn.Module:
     """spiking_vgg with two stages and a classifier as wide as they are."""
-    network = sj.part("model.spiking_vgg").SpikingVGG(
+    network: nn.Module = sj.part("model.spiking_vgg").SpikingVGG(
         cfg=[8, "M", 16, 16, "M"], batch_norm=True, num_classes=4, spiking_neuron=sj.neuron.LIFNode
     )
     network.avgpool = sj.layer.AdaptiveAvgPool2d((2, 2))
@@ -218,8 +219,14 @@ def rows() -> list[Row]:
             steps=8,
         ),
         *(
-            row(f"{SMALL}", name, node(of[0], **of[1]), *frames, light=name in LIGHT,
-              level=3.0 if "PSN" in name else 0.8)
+            row(
+                f"{SMALL}",
+                name,
+                node(of[0], **of[1]),
+                *frames,
+                light=name in LIGHT,
+                level=3.0 if "PSN" in name else 0.8,
+            )
             for name, of in NEURONS.items()
         ),
         row(f"{SMALL}, step mode s", "LIF", node("LIFNode"), *frames, mode="s"),
@@ -233,11 +240,13 @@ def rows() -> list[Row]:
         row(
             f"{SMALL}, membrane read-out",
             "LIF, NonSpikingLIF",
-            lambda: small(sj.neuron.LIFNode).append(sj.neuron.NonSpikingLIFNode(decode="last_mem")),
+            lambda: nn.Sequential(
+                small(sj.neuron.LIFNode), sj.neuron.NonSpikingLIFNode(decode="last_mem")
+            ),
             *frames,
         ),
         *(
-            row(name, "LIF", lambda name=name: recurrent(name), 20)
+            row(name, "LIF", partial(recurrent, name), 20)
             for name in ("LinearRecurrentContainer", "ElementWiseRecurrentContainer")
         ),
         row(

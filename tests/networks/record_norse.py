@@ -35,8 +35,15 @@ def record(
     name = "convolutional" if len(shape) == 3 else "fully connected"
     spiking = {k: v for k, v in sent.items() if not isinstance(network[int(k)], norse.LIBoxCell)}
     keep(
-        folder, graph, x, spiking, torch.stack(outs).mean(0),
-        network=f"{name}, to_nir", neuron=neuron, time_steps=T, **said,
+        folder,
+        graph,
+        x,
+        spiking,
+        torch.stack(outs).mean(0),
+        network=f"{name}, to_nir",
+        neuron=neuron,
+        time_steps=T,
+        **said,
     )
 
 

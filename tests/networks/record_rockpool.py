@@ -23,9 +23,18 @@ def record(folder: Path, neuron: str, network: Any, gain: float, **said: Any) ->
     spiking = {n: k["spikes"] for n, k in told.items() if isinstance(k, dict) and "spikes" in k}
     sent = {name: values.detach().transpose(0, 1) for name, values in spiking.items()}
     keep(
-        folder, graph, x, sent, out.transpose(0, 1).mean(0),
-        network="fully connected, to_nir", neuron=neuron, time_steps=T, dt=DT, fire="ge",
-        reset="subtract_at_once", **said,
+        folder,
+        graph,
+        x,
+        sent,
+        out.transpose(0, 1).mean(0),
+        network="fully connected, to_nir",
+        neuron=neuron,
+        time_steps=T,
+        dt=DT,
+        fire="ge",
+        reset="subtract_at_once",
+        **said,
     )
 
 

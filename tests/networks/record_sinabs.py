@@ -19,7 +19,7 @@ ONCE = {"spike_fn": SingleSpike, "min_v_mem": None}
 
 
 def record(
-    folder: Path, neuron: str, network: nn.Module, shape: tuple[int, ...], gain: float, **said: Any
+    folder: Path, neuron: str, network: Any, shape: tuple[int, ...], gain: float, **said: Any
 ) -> None:
     """sinabs takes (B·T, ...); the scores are the mean of what comes out."""
     settled(network, said.pop("strength", 1.5))
@@ -35,13 +35,21 @@ def record(
         graph.infer_types()  # it leaves the shapes of maps open, and a file can't
 
     def by_step(values: torch.Tensor) -> torch.Tensor:
-        return values.unflatten(0, (BATCH, T)).transpose(0, 1)
+        return values.reshape(BATCH, T, *values.shape[1:]).transpose(0, 1)
 
     sent = {name: by_step(values) for name, values in sent.items()}
     kind = "convolutional, SumPool2d" if len(shape) == 3 else "fully connected"
     keep(
-        folder, graph, x, sent, by_step(outs[0]).mean(0),
-        network=f"{kind}, to_nir", neuron=neuron, time_steps=T, fire="ge", **said,
+        folder,
+        graph,
+        x,
+        sent,
+        by_step(outs[0]).mean(0),
+        network=f"{kind}, to_nir",
+        neuron=neuron,
+        time_steps=T,
+        fire="ge",
+        **said,
     )
 
 
@@ -56,17 +64,22 @@ def main(folder: Path) -> None:
 
     subtract = {"dt": 1.0, "reset": "subtract"}
     record(
-        folder, "IAF, SingleSpike",
+        folder,
+        "IAF, SingleSpike",
         nn.Sequential(
-            *(nn.Conv2d(1, 4, 3), iaf(), sl.SumPool2d(2), nn.Flatten()),
-            *(nn.Linear(100, 8), iaf()),
-        ), (1, 12, 12), 0.5, **subtract,
+            *(nn.Conv2d(1, 4, 3), iaf(), sl.SumPool2d(2), nn.Flatten()), *(nn.Linear(100, 8), iaf())
+        ),
+        (1, 12, 12),
+        0.5,
+        **subtract,
     )
     network = nn.Sequential(nn.Linear(20, 30), iaf(), nn.Linear(30, 10), iaf())
     record(folder, "IAF, SingleSpike", network, (20,), 0.5, **subtract)
     network = nn.Sequential(
-        nn.Linear(20, 30), iaf(spike_fn=sl.IAFSqueeze(batch_size=1).spike_fn),
-        nn.Linear(30, 10), iaf(spike_fn=sl.IAFSqueeze(batch_size=1).spike_fn),
+        nn.Linear(20, 30),
+        iaf(spike_fn=sl.IAFSqueeze(batch_size=1).spike_fn),
+        nn.Linear(30, 10),
+        iaf(spike_fn=sl.IAFSqueeze(batch_size=1).spike_fn),
     )
     differs = "neurons send several spikes a step, of which the file says nothing"
     record(folder, "IAF, MultiSpike", network, (20,), 2.0, **subtract, differs=differs)
@@ -75,7 +88,9 @@ def main(folder: Path) -> None:
     how = {"dt": dt, "reset": "subtract_at_once", "strength": 6.0}
     record(folder, "LIF, SingleSpike", network, (20,), 1.0, **how)
     network = nn.Sequential(
-        nn.Linear(20, 30), lif(), nn.Linear(30, 10),
+        nn.Linear(20, 30),
+        lif(),
+        nn.Linear(30, 10),
         sl.ExpLeakSqueeze(tau_mem=10.0, batch_size=BATCH),
     )
     record(folder, "LIF, membrane of ExpLeak", network, (20,), 1.0, **how)

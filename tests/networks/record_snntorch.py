@@ -30,11 +30,20 @@ def record(folder: Path, neuron: str, network: nn.Sequential, *shape: int, **sai
     sent = heard(network, KINDS, run)
     scores = list(sent.values())[-1].mean(0)
     name = "convolutional" if len(shape) == 3 else "fully connected"
-    keep(folder, graph, x, sent, scores, network=f"{name}, export_to_nir", neuron=neuron,
-         time_steps=T, **said)
+    keep(
+        folder,
+        graph,
+        x,
+        sent,
+        scores,
+        network=f"{name}, export_to_nir",
+        neuron=neuron,
+        time_steps=T,
+        **said,
+    )
 
 
-def neuron(kind: str, n: Any, *, last: bool = False, **given: Any) -> Any:
+def neuron(kind: str, n: Any, last: bool = False, **given: Any) -> Any:
     """With numbers of the layer's shape: scalars are refused by the exporter's own type check."""
     shape = n if isinstance(n, tuple) else (n,)
     full = {k: torch.full(shape, v) for k, v in given.items() if k in ("alpha", "beta")}
@@ -43,7 +52,9 @@ def neuron(kind: str, n: Any, *, last: bool = False, **given: Any) -> Any:
 
 
 def fully(kind: str, **given: Any) -> nn.Sequential:
-    more = [{"linear_features": n} if kind.startswith("R") else {} for n in (30, 10)]
+    more: list[dict[str, Any]] = [
+        {"linear_features": n} if kind.startswith("R") else {} for n in (30, 10)
+    ]
     return nn.Sequential(
         *(nn.Linear(20, 30), neuron(kind, 30, **given, **more[0])),
         *(nn.Linear(30, 10), neuron(kind, 10, last=True, **given, **more[1])),
@@ -69,7 +80,7 @@ def main(folder: Path) -> None:
     network[1].beta = torch.linspace(0.5, 0.95, 30)
     record(folder, "Leaky, a beta for each neuron", network, 20, reset="subtract")
     record(folder, "Leaky", convolutional(), 1, 28, 28, reset="subtract")
-    both = {"alpha": 0.8, "beta": 0.9}
+    both: dict[str, Any] = {"alpha": 0.8, "beta": 0.9}
     record(folder, "Synaptic", fully("Synaptic", **both), 20, reset="subtract")
     record(folder, "RLeaky, all to all", fully("RLeaky", beta=0.9), 20, reset="subtract")
     record(folder, "RSynaptic, all to all", fully("RSynaptic", **both), 20, reset="subtract")

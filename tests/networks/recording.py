@@ -4,9 +4,9 @@ Nothing of soul-deploy is imported: the recipes run where only the other tool is
 """
 
 import json
+from collections.abc import Mapping
 from importlib.metadata import version
 from inspect import signature
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,9 @@ def keep(
     # Packed numbers have to be arrays, and some tools' are not.
     options = {"compression": None} if "compression" in signature(nir.write).parameters else {}
     nir.write(folder / f"{stem}.nir", graph, **options)
-    arrays = {f"sent.{name}": values.float().numpy() for name, values in sent.items()}
+    arrays: dict[str, Any] = {
+        f"sent.{name}": values.float().numpy() for name, values in sent.items()
+    }
     np.savez_compressed(folder / f"{stem}.npz", x=x.numpy(), scores=scores.numpy(), **arrays)
     told = {
         "version": version(folder.name),
@@ -53,7 +55,8 @@ def keep(
         "modules": list(graph.nodes),
     }
     (folder / f"{stem}.json").write_text(json.dumps(told, indent=1) + "\n")
-    print(f"{stem}: {', '.join(f'{name} {values.float().mean():.3f}' for name, values in sent.items())}")
+    rates = (f"{name} {values.float().mean():.3f}" for name, values in sent.items())
+    print(f"{stem}: {', '.join(rates)}")
 
 
 def settled(network: torch.nn.Module, strength: float = 2.0) -> Any:

@@ -38,8 +38,9 @@ class Made:
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """way: what takes it in. light: measured by `make test` too. differs: why spikes can't be equal,
-    where nothing says so to whom reads the network.
+    """way: what takes it in. light: measured by `make test` too.
+
+    differs: why spikes can't be equal, where nothing says so to whom reads the network.
     """
 
     network: str

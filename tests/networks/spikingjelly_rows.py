@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from soul_deploy import from_torch
 from soul_deploy.model.model import Model
 
-
 NEURONS = ("BaseNode", "GatedLIFNode", "PSN", "MaskedPSN", "SlidingPSN")
 
 

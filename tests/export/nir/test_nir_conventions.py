@@ -5,6 +5,7 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -179,8 +180,9 @@ def test_what_is_said_is_not_assumed(tmp_path: Path) -> None:
     assert scores.startswith("the class scores are")
     assert model.info.provenance["nir"] == {"dt": 1e-4, "fire": "gt", "reset": "zero"}
     model, _ = imported(path, "--reset", "subtract", "--dt", "1e-4", "--fire", "gt")
-    timing, _ = model.info.provenance["assumptions"]
+    timing, once, _ = model.info.provenance["assumptions"]
     assert timing.startswith("a spike takes the threshold off in the next step")
+    assert once.startswith("a neuron sends one spike a step at most")
 
 
 @pytest.mark.parametrize("over_time", ["mean", "sum", "last", "max"])
@@ -316,6 +318,38 @@ def test_leaky_neurons_of_sinabs(tmp_path: Path) -> None:
     expected = stepped(lambda v, x: alpha * v + (1 - alpha) * 1.0 * x, lowered)
     flags = ("--dt", 20 * (1 - alpha), "--reset", "subtract_at_once")
     same_spikes(path, expected, *flags)
+
+
+def test_neurons_of_rockpool_are_refused(tmp_path: Path) -> None:
+    """r as its exporter writes it; a LIF that is one Euler step of the same numbers comes in."""
+    tau, dt = 0.02, 1e-3
+    path = written(lif(tau, r=tau * math.exp(-dt / tau) / dt), tmp_path)
+    text = refused(path, "--dt", dt)
+    assert "lif: r = 19.0246 is tau·exp(-dt/tau)/dt (tau = 0.02 s, dt = 0.001 s)" in text
+    same_spikes(
+        written(lif(tau, r=tau / dt), tmp_path),
+        stepped(lambda v, x: v - v / 20 + x, zeroed),
+        *("--dt", dt),
+    )
+
+
+@pytest.mark.parametrize("batch", [(5,), (1,)])
+def test_an_input_may_have_the_shape_of_a_batch(batch: tuple[int, ...], tmp_path: Path) -> None:
+    nodes = {
+        "input": nir.Input(np.array((*batch, 5))),
+        "0": nir.Linear(WEIGHT),
+        "lif": lif(2e-4),
+        "output": nir.Output(np.array((*batch, 6))),
+    }
+    edges = list(pairwise(nodes))
+    path = tmp_path / "batch.nir"
+    nir.write(path, nir.NIRGraph(nodes, edges, type_check=False))
+    model, _ = imported(path)
+    assert model.graph.input.shape == (5,)
+    (told,) = [s for s in model.info.provenance["assumptions"] if s.startswith("input: ")]
+    assert told.startswith(
+        f"input: an input of {(*batch, 5)} is a batch of {batch[0]}, each of (5,)"
+    )
 
 
 @pytest.mark.parametrize("tau", [1e-5, 1e-2])

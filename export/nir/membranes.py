@@ -18,7 +18,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from soul_deploy import ir
-from soul_deploy.base import Array, dispatch, errors, files
+from soul_deploy.base import Array, brief, dispatch, errors, files
 from soul_deploy.export.nir import neuron, package
 from soul_deploy.lowering import deploy
 from soul_deploy.runtime.dynamics.equation import DynamicsEquation, Number
@@ -35,6 +35,7 @@ NUMBERS = "numbers"  # key of a node's metadata
 INSTEAD = "export event or onnx"
 
 
+@brief
 @dataclass(frozen=True, eq=False)
 class Integrator:
     """Neurons behind a head, read from a NIR node.

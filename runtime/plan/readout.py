@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from soul_deploy.base import Array, reduction
+from soul_deploy.base import Array, brief, reduction
 from soul_deploy.runtime.equations import Equation
 from soul_deploy.runtime.format import network, validate
 from soul_deploy.runtime.kernels import maps
@@ -12,6 +12,7 @@ from soul_deploy.runtime.plan import layer_plan, neuron_state
 from soul_deploy.runtime.plan.regions import Call, Region, run_calls
 
 
+@brief
 @dataclass(frozen=True, eq=False)
 class Membranes:
     """The neurons behind a head while they run.

@@ -138,6 +138,8 @@ def _whole(graph: SpikingGraph, nodes: list[Node], group: ChannelGroup) -> str |
         return "fed by a grouped convolution"
     if any(user.groups != 1 for user in users):
         return "read by a grouped convolution"
+    if any(node.feedback is not None and node.feedback.groups != 1 for node in nodes):
+        return "fed back by a grouped convolution"
     inside = set(group.nodes)
     if any(not user.weighs and user.name not in inside for user in users):
         return "read without weights"

@@ -24,14 +24,15 @@ Sums = Mapping[str, Tensor]
 """Node -> what it delivers by position (its shape), float64, summed over time and samples.
 
 A head that reads the last step has an entry of its own, under its name: what its source delivers at
-that step.
+that step. So has a feedback: what its population delivers at all steps but the last.
 """
 
 
 def sources(graph: ir.SpikingGraph) -> tuple[str, ...]:
     """The entries of Sums that SynOps are counted from; also that of a readout that votes."""
     form = deploy.composed_graph(graph)
-    counted = (node.name for node in form.nodes if node.weighs or node is form.readout)
+    counted = [node.name for node in form.nodes if node.weighs or node is form.readout]
+    counted += [back.name for back in graph.feedbacks.values()]
     found = dict.fromkeys(entry_of(graph, name) for name in counted)
     return tuple(entry for entry in found if graph.edges[node_of(graph, entry)].kind != "analog")
 
@@ -40,12 +41,26 @@ def entry_of(graph: ir.SpikingGraph, name: str) -> str:
     """The entry of Sums that arrives at a layer of the composed graph, the readout included."""
     if name == graph.readout.name and graph.readout.weighing == "last":
         return name
+    if _is_feedback(graph, name):
+        return name
     return _source_of(graph, name)
 
 
 def node_of(graph: ir.SpikingGraph, entry: str) -> str:
     """The node whose values an entry of Sums holds."""
-    return _source_of(graph, entry) if entry == graph.readout.name else entry
+    own = entry == graph.readout.name or _is_feedback(graph, entry)
+    return _source_of(graph, entry) if own else entry
+
+
+def _is_feedback(graph: ir.SpikingGraph, name: str) -> bool:
+    return any(name == back.name for back in graph.feedbacks.values())
+
+
+def _steps_of(graph: ir.SpikingGraph, entry: str) -> slice:
+    """The steps that an entry of Sums is over."""
+    if _is_feedback(graph, entry):
+        return slice(0, -1)
+    return slice(-1, None) if entry == graph.readout.name else slice(None)
 
 
 def _source_of(graph: ir.SpikingGraph, name: str) -> str:
@@ -70,7 +85,7 @@ def delivered(
         known = {module.graph.input.name: module.as_signal(images)}
         values = module.evaluate(known, dict.fromkeys(nodes.values()))
         for name, node in nodes.items():
-            steps = values[node].tensor[0 if name == node else -1 :]
+            steps = values[node].tensor[_steps_of(module.graph, name)]
             sums[name] += steps.sum((0, 1), dtype=torch.float64).cpu()
     module.train(training)
     on_device = [sums[name].to(group.device) for name in names]

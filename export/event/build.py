@@ -212,6 +212,8 @@ def _of_projection(node: ir.Projection, graph: ir.SpikingGraph) -> Maker | None:
 @layer_maker.on(ir.Population)
 def _of_population(node: ir.Population, graph: ir.SpikingGraph) -> Maker:
     (source,) = node.inputs
+    if node.feedback is not None:
+        return _recurrent_layer
     fused = graph[source].projects and fan_out.population_behind(graph, source)
     return _spiking_layer if fused else _population_layer
 
@@ -310,6 +312,15 @@ def _population_layer(parts: _Parts, node: ir.Population) -> eventnet.Population
     (source,) = node.inputs
     shape = parts.lowered.graph.shapes[source]
     return eventnet.PopulationLayer(node.name, source, shape, **_neurons(parts, node))
+
+
+def _recurrent_layer(parts: _Parts, node: ir.Population) -> eventnet.RecurrentLayer:
+    (source,), back = node.inputs, node.feedback
+    assert back is not None, node.name
+    shape, own = parts.lowered.graph.shapes[source], _neurons(parts, node)
+    del own["pattern"]  # a population with a feedback has none
+    fed_back = eventnet.CurrentLayer(name=back.name, **_synapses(parts, back.name))
+    return eventnet.RecurrentLayer(node.name, source, shape, feedback=fed_back, **own)
 
 
 def _neurons(parts: _Parts, node: ir.Population) -> dict[str, Any]:

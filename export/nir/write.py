@@ -155,6 +155,10 @@ def _population(node: ir.Population, w: _Writer) -> None:
             f"{node.name}: {node.generated} channels generated from a stored pattern; NIR has no "
             f"node that depends on the step. {INSTEAD.capitalize()}"
         )
+    if node.feedback is not None:
+        raise errors.UnsupportedGraphError(
+            f"{node.name}: a feedback ({node.feedback.describe()}); {INSTEAD}"
+        )
     if node.name in w.model.neuron_masks:
         raise errors.UnsupportedGraphError(
             f"{node.name}: masked neurons; NIR has no node that silences some neurons of a "

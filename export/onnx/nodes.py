@@ -153,7 +153,8 @@ def _input(node: ir.Input, b: OnnxBuilder) -> None:
 
 @append_onnx.on(ir.Convolution)
 def _convolution(node: ir.Convolution, b: OnnxBuilder) -> None:
-    append_convolution(node, b, synapses(b, node.name))
+    ends = b.source(node), b.value(node.name)
+    append_convolution(node, b, synapses(b, node.name), ends, node.name)
 
 
 @append_onnx.on(ir.MaxPool)

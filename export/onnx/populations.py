@@ -1,6 +1,6 @@
 """Populations in ONNX: T steps of their neurons, one after the other."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import numpy as np
@@ -8,8 +8,9 @@ from onnx import AttributeProto, NodeProto, helper, numpy_helper
 
 from soul_deploy import ir
 from soul_deploy.base import errors
+from soul_deploy.export.onnx import feedback
 from soul_deploy.export.onnx import neuron as onnx_neuron
-from soul_deploy.export.onnx.nodes import OnnxBuilder, mask_name, pattern_name
+from soul_deploy.export.onnx.nodes import OnnxBuilder, mask_name, pattern_name, synapses
 from soul_deploy.export.onnx.parallel import append_parallel
 from soul_deploy.runtime.dynamics.equation import Number
 from soul_deploy.runtime.dynamics.parallel import ParallelEquation
@@ -24,11 +25,16 @@ def append_population(node: ir.Population, b: OnnxBuilder) -> None:
     mask = b.lowered.model.neuron_masks.get(name)
     stages += [] if mask is None else [f"{name}.masked"]
     stages[-1] = value
+    masked = mask is not None and node.feedback is not None
+    if masked:  # each step's spikes are masked before they are fed back
+        b.constant(mask_name(name), np.asarray(mask, np.float32))
     fired = _fire(b, node, stages[0])
     if node.generated:
         fired = _append_pattern(b, node, fired, stages[1])
+    if mask is not None and not masked:
+        b.constant(mask_name(name), mask.astype(np.float32))
     if mask is not None:
-        b.op("Mul", [fired, b.constant(mask_name(name), mask.astype(np.float32))], value)
+        b.op("Mul", [fired, mask_name(name)], value)
 
 
 def _fire(b: OnnxBuilder, node: ir.Population, output: str) -> str:
@@ -43,7 +49,9 @@ def _fire(b: OnnxBuilder, node: ir.Population, output: str) -> str:
     if name not in b.membranes or node.generated:
         b.op("Shape", [currents[0]], f"{name}.current_shape")
     one = output if steps == 1 and not b.functions else None
-    spikes = [spike for spike, *_ in _steps(b, name, currents, one)]
+    spikes = [spike for spike, *_ in _steps(b, name, currents, one, _feeding(b, node))]
+    if node.feedback is not None and name in b.membranes:
+        b.op("Identity", [spikes[-1]], b.membranes[name][-1][1])
     return spikes[0] if spikes == [output] else b.op("Concat", spikes, output, axis=0)
 
 
@@ -57,25 +65,50 @@ def append_membranes(node: ir.Readout, b: OnnxBuilder, currents: Sequence[str]) 
     return [membrane for _, membrane, *_ in _steps(b, name, currents)]
 
 
+Feeding = Callable[[str, int, str], str]
+"""What makes a step's current, of what arrives, the step's number and the spikes of the one before
+("": of the first)."""
+
+
 def _steps(
-    b: OnnxBuilder, name: str, currents: Sequence[str], only: str | None = None
-) -> Iterator[Sequence[str]]:
+    b: OnnxBuilder, name: str, currents: Sequence[str], only: str | None = None,
+    feeding: Feeding | None = None,
+) -> Iterator[Sequence[str]]:  # fmt: skip
     """The neuron's step on each current: (spike, states after it), from rest or as given.
 
     Needs their shape as `<name>.current_shape`, if from rest. only: the spike of a single step.
     """
     equation, given = b.lowered.equations[name], b.membranes.get(name, ())
     kept = _state_names(equation)
-    state = [into for into, _ in given] or [
+    state = [into for into, _ in given[: len(kept)]] or [
         _at_rest(b, f"{name}.{kind}", f"{name}.current_shape", value)
         for kind, value in zip(kept, equation.start, strict=True)
     ]
+    spike = ""
     for t, x in enumerate(currents):
-        after = [out for _, out in given] or [f"{name}.{kind}.{t}" for kind in kept]
-        made = only or f"{name}.spike.{t}", *after
+        x = x if feeding is None else feeding(x, t, spike)
+        own = [out for _, out in given[: len(kept)]]
+        after = own or [f"{name}.{kind}.{t}" for kind in kept]
+        spike, *_ = made = only or f"{name}.spike.{t}", *after
         b.nodes += _step(b, name, t, (*state, x), made)
         yield made
         state = after
+
+
+def _feeding(b: OnnxBuilder, node: ir.Population) -> Feeding | None:
+    """What adds a population's feedback to its currents; before the first step nothing was sent, or
+    in a file of one step what the last of its states holds.
+    """
+    name, back = node.name, node.feedback
+    if back is None:
+        return None
+    masked = [mask_name(name)] if name in b.lowered.model.neuron_masks else []
+    numbers = [*masked, *synapses(b, back.name)]
+    if name in b.membranes:
+        sent, _ = b.membranes[name][-1]
+    else:
+        sent = _at_rest(b, f"{back.name}.before", f"{name}.current_shape", 0.0)
+    return lambda x, t, spikes: feedback.append_feedback(b, node, x, spikes or sent, numbers, t)
 
 
 def _fire_together(

@@ -1,8 +1,9 @@
 """A trained network as an ONNX file of one time step, for streams: state goes in and comes out.
 
 ONNX is stateless, so the membranes are named pairs of tensors, `v_<n>_in` and `v_<n>_out` for the
-n-th population (and `<name>_<n>_in`, … for each further state variable), which the caller feeds
-back; at first they are at rest. Where something depends on which step it is, so is the counter
+n-th population (and `<name>_<n>_in`, … for each further state variable, and `spikes_<n>_in`, … for
+the last spikes of a population with a feedback), which the caller feeds back; at first they are at
+rest. Where something depends on which step it is, so is the counter
 `t_in`, `t_out`, and a step beyond T is an error of the runtime.
 """
 
@@ -27,6 +28,7 @@ from soul_deploy.model.model import Model
 StaticInput = Literal["image", "current"]
 STATIC_INPUTS: tuple[StaticInput, ...] = ("image", "current")
 COUNTER_IN, COUNTER_OUT = "t_in", "t_out"
+SPIKES = "spikes"
 CURRENTS = "currents"  # the input_mode of the file that computes them
 LOOP = (
     "call once per step, each state's output of one step as its input of the next; at first states "
@@ -49,7 +51,9 @@ class State:
 
 
 def states_of(model: Model) -> tuple[State, ...]:
-    """The states in execution order: `v_<n>` is the membrane of the n-th population."""
+    """The states in execution order: `v_<n>` is the membrane of the n-th population, `spikes_<n>`,
+    the last of those that it has, the spikes that it feeds back.
+    """
     equations, shapes = lower(model).equations, model.graph.shapes
     for name, equation in equations.items():
         if equation.whole:
@@ -63,6 +67,9 @@ def states_of(model: Model) -> tuple[State, ...]:
         for name, initial in zip(("v", *equation.state[1:]), equation.start, strict=True):
             ends = f"{name}_{n}_in", f"{name}_{n}_out"
             states.append(State(p.name, *ends, shapes[p.inputs[0]], initial))
+        if p.feedback is not None:
+            ends = f"{SPIKES}_{n}_in", f"{SPIKES}_{n}_out"
+            states.append(State(p.name, *ends, shapes[p.name], 0.0))
     return (*states, *_states_of_readout(model))
 
 

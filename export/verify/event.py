@@ -37,7 +37,7 @@ def event_problems(
         return (*problems, f"layers {found}, the graph says {expected}")
     for population in events.populations:
         problems += _population_problems(lowered, population)
-    for projected in events.projected:
+    for projected in (*events.projected, *events.feedbacks):
         problems += _synaptic_problems(lowered, network, projected)
     with_synapses = {layer.name for layer in events.projected}
     for other in events.layers:
@@ -114,7 +114,12 @@ def stored_as(node: ir.Node) -> tuple[type[eventnet.Layer] | None, Content]:
 
 
 stored_as.on(ir.Projection, *build.PARTS)(lambda _: (None, _same()))
-stored_as.on(ir.Population)(lambda _: (eventnet.PopulationLayer, _same()))
+stored_as.on(ir.Population)(
+    lambda node: (
+        eventnet.PopulationLayer if node.feedback is None else eventnet.RecurrentLayer,
+        _same(),
+    )
+)
 stored_as.on(ir.MaxPool)(lambda _: (eventnet.PoolLayer, _same("kernel", "stride", "padding")))
 stored_as.on(ir.Merge)(lambda _: (eventnet.MergeLayer, _same("function")))
 stored_as.on(ir.Scatter)(lambda _: (eventnet.ScatterLayer, _same_index))
@@ -134,7 +139,11 @@ def _population_problems(lowered: deploy.Deployed, stored: eventnet.Firing) -> I
 def _synaptic_problems(
     lowered: deploy.Deployed, network: Network, stored: eventnet.Synaptic
 ) -> Iterator[str]:
-    by_name = {layer.population or layer.name: layer for layer in lowered.layers}
+    backs = {back.name for back in lowered.graph.feedbacks.values()}
+    by_name = {
+        layer.name if layer.name in backs else layer.population or layer.name: layer
+        for layer in lowered.layers
+    }
     if stored.name not in by_name:
         yield from _node_problems(lowered.graph, stored)
         return

@@ -63,7 +63,8 @@ class EventExecution:
             counted = {layer: counting.readout_steps(events.readout, fed)}
             return LayerRun(scores, counted | self._counts(self._between(events.readout), None))
         stored = events.by_name[layer]
-        spikes = self._run(stored)
+        taught = None if stored.feedback is None else values[layer].tensor.numpy()
+        spikes = self._run(stored, taught)
         counted = self._counts((stored, *self._between(stored)), spikes)
         sent = sent_of(self.reference.graph, layer, torch.from_numpy(spikes))
         return LayerRun(sent, counted)
@@ -84,9 +85,9 @@ class EventExecution:
         typed = values.astype(sent_dtype(self.network.events.edges[source]))
         return counted_run.by_position(typed, in_shape)
 
-    def _run(self, stored: eventnet.Layer) -> Array:
+    def _run(self, stored: eventnet.Layer, sent: Array | None = None) -> Array:
         inputs = [self._value(name) for name in stored.sources]
-        return self.network.run_layer(stored.name, *inputs)
+        return self.network.run_layer(stored.name, *inputs, sent=sent)
 
     def _value(self, name: str) -> Array:
         """The values of a layer: recorded, or computed from recorded values."""

@@ -17,6 +17,7 @@ from soul_deploy.base import Array, errors
 from soul_deploy.equivalence.engines import ExecutionRun, LayerRun
 from soul_deploy.equivalence.reference import sent_of, sources
 from soul_deploy.export.onnx import nodes as onnx_nodes
+from soul_deploy.export.onnx.feedback import sent_name
 from soul_deploy.export.verify import onnx_static
 from soul_deploy.lowering import deploy, fan_out, fold_batch_norm
 from soul_deploy.model.model import Model
@@ -48,7 +49,10 @@ class OnnxCounter:
             node.name: fold_batch_norm.DeployedWeights(
                 read[onnx_nodes.weight_name(node.name)], read.get(onnx_nodes.bias_name(node.name))
             )
-            for node in (*self.graph.projections, self.graph.readout)
+            for node in (
+                *(*self.graph.projections, *self.graph.feedbacks.values()),
+                self.graph.readout,
+            )
             if onnx_nodes.weight_name(node.name) in read
         }
         masks = {
@@ -210,6 +214,9 @@ class OnnxExecution(OnnxFile):
         """What stands between the populations (or the input) that feed `layer`, and `layer`."""
         feeding = sources(self.graph, layer)
         feed = {self._cut_name(name): self._given(name, values[name]) for name in feeding}
+        if layer in self.graph.feedbacks:
+            before = fan_out.step_before(values[layer].tensor.float()).numpy()
+            feed |= dict(zip(self._sent_names(layer), before, strict=True))
         (result,) = self.layer(layer).run(None, feed)
         readout = layer == self.graph.readout.name
         if readout:
@@ -224,7 +231,13 @@ class OnnxExecution(OnnxFile):
 
     def ends(self, layer: str) -> tuple[list[str], list[str]]:
         output = onnx_nodes.OUTPUT if layer == self.graph.readout.name else self.value(layer)
-        return [self._cut_name(name) for name in sources(self.graph, layer)], [output]
+        given = [self._cut_name(name) for name in sources(self.graph, layer)]
+        return given + self._sent_names(layer), [output]
+
+    def _sent_names(self, layer: str) -> list[str]:
+        """The tensors that hold the spikes that a population feeds back to each step."""
+        back, steps = self.graph[layer].feedback, self.graph.time_steps
+        return [] if back is None else [sent_name(back.name, t) for t in range(steps)]
 
     def _cut_name(self, name: str) -> str:
         return name if name == self.graph.input.name else self.value(name)

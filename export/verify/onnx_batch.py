@@ -66,7 +66,8 @@ class FixedBatch:
 
     def run_layer(self, layer: str, values: Mapping[str, Signal]) -> LayerRun:
         graph = self.inner.graph
-        given = {name: values[name] for name in sources(graph, layer)}
+        own = (layer,) if layer in graph.feedbacks else ()
+        given = {name: values[name] for name in (*sources(graph, layer), *own)}
         signal = next(iter(given.values()))
         count = signal.tensor.shape[_axis(signal)]
         outputs = [

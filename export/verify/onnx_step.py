@@ -13,6 +13,7 @@ from soul_deploy.equivalence.reference import sent_of, sources
 from soul_deploy.export.onnx import nodes
 from soul_deploy.export.onnx import step as onnx_step
 from soul_deploy.export.verify import onnx
+from soul_deploy.lowering.fan_out import step_before
 from soul_deploy.model.model import Model
 from soul_deploy.nn.graph_module import Signal
 
@@ -46,7 +47,12 @@ class StepExecution(onnx.OnnxFile):
         """What stands between the populations (or the input) that feed `layer`, and `layer`."""
         self.layer(layer)
         output, states = self.ends(layer)[1][0], self._states_in(layer)
-        (found,) = self._loop(layer, self._feeds(layer, values), states, [output])
+        feeds, kept = self._feeds(layer, values), states
+        if layer in self.graph.feedbacks:  # it is given what it sent at the step before
+            *kept, back = states
+            before = step_before(values[layer].tensor.float()).numpy()
+            feeds = [feed | {back.input: s} for feed, s in zip(feeds, before, strict=True)]
+        (found,) = self._loop(layer, feeds, kept, [output])
         result = torch.from_numpy(found)
         if layer == self.graph.readout.name:
             return LayerRun(onnx.combined(result, self.graph))

@@ -52,6 +52,9 @@ def remove(
     _cut(graph, graph.readout, plan, state)
     for node in graph.populations:
         _cut_neurons(node, plan, state)
+        if isinstance(node.feedback, ir.Projection):
+            shape = state[f"{node.feedback.name}.weight"].shape
+            changed[node.name] = replace(node, feedback=node.feedback.resized(shape))
     populations = {node.name: node for node in graph.populations}
     for layer in plan.layers:
         if layer.generated:
@@ -132,7 +135,7 @@ def _cut(
 
 
 def _cut_neurons(node: ir.Population, plan: RemovalPlan, state: State) -> None:
-    """Cut the numbers that neurons have by channel, or each of its own."""
+    """Cut the numbers that neurons have by channel, or each of its own, and their feedback."""
     rows = _changed(plan, node.name)
     if rows is None:
         return
@@ -140,6 +143,10 @@ def _cut_neurons(node: ir.Population, plan: RemovalPlan, state: State) -> None:
         if kind in ("channel", "neuron", "step_channel"):
             key, axis = f"{node.name}.{name}", int(kind == "step_channel")
             state[key] = np.ascontiguousarray(state[key].take(rows.kept, axis=axis))
+    for key in () if node.feedback is None else node.feedback.row_tensors:
+        state[key] = np.ascontiguousarray(state[key].take(rows.kept, axis=0))
+        if state[key].ndim > 1:
+            state[key] = np.ascontiguousarray(state[key].take(rows.kept, axis=1))
 
 
 def _cut_constants(graph: ir.SpikingGraph, plan: RemovalPlan, state: State) -> None:

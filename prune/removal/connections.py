@@ -8,6 +8,7 @@ import numpy as np
 from soul_deploy.base import Array
 from soul_deploy.ir import Projection, SpikingGraph
 from soul_deploy.model.model import Model
+from soul_deploy.prune.removal.fed_back import FedBack
 
 
 class Connections:
@@ -26,6 +27,17 @@ class Connections:
             weight = self.model.state[f"{reader}.weight"]
             self._used[reader] = columns_used(weight, self._channels[reader], groups)
         return self._used[reader]
+
+    def fed_back(self, population: str) -> FedBack:
+        """What a population's feedback connects; masked rows take nothing."""
+        graph, state = self.model.graph, self.model.state
+        back, channels = graph.feedbacks[population], graph.shapes[population][0]
+        fed, bias = np.eye(channels, dtype=bool), np.zeros(channels, np.float32)
+        if isinstance(back, Projection):
+            fed = columns_used(state[f"{back.name}.weight"], channels, back.groups)
+            bias = state[f"{back.name}.bias"] if back.bias else bias
+        on = self.masks.get(graph.masked_projection(population))
+        return FedBack(fed, bias) if on is None else FedBack(fed & on[:, None], bias * on)
 
     @cached_property
     def masks(self) -> dict[str, Array]:

@@ -6,7 +6,7 @@ channel group (`prune.channel_groups`): a channel of a residual stream goes for 
 for none, and only if whatever reads the stream finds it always 0, or does not weigh it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -16,7 +16,7 @@ from soul_deploy.base import Array, dispatch, errors, memory
 from soul_deploy.lowering import deploy, footprint
 from soul_deploy.model.model import Model, Validity
 from soul_deploy.prune import channel_groups as grouping
-from soul_deploy.prune.removal import connections, constants
+from soul_deploy.prune.removal import connections, constants, fed_back
 from soul_deploy.prune.removal.plan import LayerRemoval, RemovalPlan, Rule
 from soul_deploy.runtime.dynamics.parallel import ParallelEquation
 
@@ -97,6 +97,9 @@ class _Planner:
             seen = np.zeros(group.channels, bool)  # by something live, where it is not always 0
             for source, reader in group.readers:
                 seen |= self._weighed(reader) & ~self.known[source].zero
+            for name, back in self._feedbacks(group):
+                feeding = back.among(self.live[group.name])
+                seen = fed_back.also_seen(feeding, seen, self.known[name].zero)
             changed |= self._remove(group, {int(c): "unread" for c in np.flatnonzero(~seen)})
         return changed
 
@@ -117,7 +120,16 @@ class _Planner:
             known = self.known[source]
             unproven = known.zero & ~known.lasting & self._weighed(reader)
             self.needs_time_steps |= bool(unproven[silent].any())
+        for name, back in self._feedbacks(group) if silent else ():
+            known, used = self.known[name], (self.live[group.name] @ back.fed)
+            self.needs_time_steps |= bool((known.zero & ~known.lasting & used)[silent].any())
         return bool(new)
+
+    def _feedbacks(self, group: grouping.ChannelGroup) -> Iterator[tuple[str, fed_back.FedBack]]:
+        """The populations of a group that have a feedback, and what that connects."""
+        for name in group.populations:
+            if name in self.graph.feedbacks:
+                yield name, self.connections.fed_back(name)
 
     def _forwards(self) -> bool:
         """What is known of each node's output, in order; whether a channel was folded."""
@@ -147,6 +159,8 @@ class _Planner:
 
     def spikes(self, node: ir.Population) -> constants.Known:
         """Channels that never spike: on their constant current, or because all are masked."""
+        if node.feedback is not None:
+            return self._fed_back_spikes(node)
         current = self.known[node.inputs[0]]
         known = constants.Known.nothing(self.graph.shapes[node.name][0])
         constant = np.flatnonzero(~np.isnan(current.value))
@@ -161,6 +175,24 @@ class _Planner:
         off = self.connections.off.get(node.name)
         if off is not None:
             known.value[off], known.lasting[off] = 0, True
+        return known
+
+    def _fed_back_spikes(self, node: ir.Population) -> constants.Known:
+        """As `spikes`, of neurons on their own spikes of the step before too."""
+        current, back = self.known[node.inputs[0]], self.connections.fed_back(node.name)
+        total = current.value + back.bias
+        channels = len(total)
+        off = self.connections.off.get(node.name, np.zeros(channels, bool))
+        still, forever = np.zeros(channels, bool), np.zeros(channels, bool)
+        if _alike(node) and not np.isnan(total).all():
+            response = self._respond(node, total)
+            still = ~np.isnan(total) & ~response.pattern.any(axis=0)
+            forever = still & response.silent & current.lasting
+        feeding = back.among(self.live[self.group_of[node.name].name])
+        silent = fed_back.unreached(feeding, still, off)
+        known = constants.Known.nothing(channels)
+        known.value[silent] = 0
+        known.lasting[silent] = fed_back.unreached(feeding, forever, off)[silent]
         return known
 
     def _still(self, node: ir.Population, current: Array) -> Array:
@@ -186,6 +218,8 @@ class _Planner:
     def _fold(self, node: ir.Node) -> bool:
         """Turn free channels that spike at every step into biases; whether there were any."""
         group, current = self.group_of[node.name], self.known[node.inputs[0]]
+        if node.feedback is not None:  # at the first step nothing is fed back
+            return False
         if group.whole is not None or not group.free or np.isnan(current.value).all():
             return False
         if node.name not in self.responses:
@@ -228,6 +262,8 @@ class _Planner:
     def _generate(self, group: grouping.ChannelGroup) -> None:
         """Channels that are left with a constant current: their pattern is all they are."""
         (name,) = group.populations
+        if name in self.graph.feedbacks:
+            return
         if self.graph.edges[name] != ir.SPIKE or name not in self.responses:
             return  # a pattern holds spikes, the same ones of all of a channel's neurons
         constant = ~np.isnan(self.known[self.graph[name].inputs[0]].value)

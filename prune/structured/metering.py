@@ -163,6 +163,7 @@ def _synops(meter: Meter, model: Model) -> Reading:
 def _connectivity(meter: Meter, model: Model) -> Reading:
     """Planned from synapses between open channels, told with what the input reaches."""
     pairs, weighed = {}, {node.name for node in model.graph.projections}
+    weighed |= {back.name for back in model.graph.feedbacks.values()}
     for layer in deploy.lower(replace(model, channel_masks={})).layers:
         if layer.name not in weighed:  # poolings of their own, the readout
             continue
@@ -178,7 +179,8 @@ def _connectivity(meter: Meter, model: Model) -> Reading:
 def _params(meter: Meter, model: Model) -> Reading:
     """The cost is that of the network after the removal, which may find more than the masks."""
     graph, pairs = model.graph, {}
-    for node in graph.projections:
+    backs = (b for b in graph.feedbacks.values() if isinstance(b, ir.Projection))
+    for node in (*graph.projections, *backs):
         per_row = float(node.bias) + (2.0 if node.norm else 0.0)
         found = _weights(graph, node, node.weight_shape)
         pairs[node.name] = found, np.full(len(found), per_row)
@@ -215,6 +217,12 @@ class _Wiring:
         self.graph, self.units = graph, units
         self._composed = deploy.composed_graph(graph)
         self.writers = {graph.masked_projection(m): unit.name for unit in units for m in unit.masks}
+        self.writers |= {
+            graph.feedbacks[p].name: unit.name
+            for unit in units
+            for p in unit.populations
+            if p in graph.feedbacks
+        }
         self.weighers = tuple(node.name for node in graph.nodes if node.weighs)
         groups = channel_groups(graph)
         self._populations = {name: g.populations for g in groups for name in g.nodes}

@@ -6,9 +6,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from soul_deploy.analysis.connectivity import Connectivity, dense_synapses, measure_connectivity
+from soul_deploy.analysis.connectivity import (
+    Connectivity,
+    dense_synapses,
+    measure_connectivity,
+    weighed_names,
+)
 from soul_deploy.base import Array
 from soul_deploy.ir import Node, Projection, SpikingGraph
+from soul_deploy.lowering.fold_batch_norm import by_channel
 from soul_deploy.nn.graph_module import GraphModule
 from soul_deploy.prune.unstructured.masks import Masks, SoftMask
 
@@ -24,7 +30,7 @@ class ConnectivityMeter:
         """Exact integers."""
         return measure_connectivity(
             self.module.graph,
-            {node.name: self._effective(node) for node in self.module.graph.projections},
+            {name: self._effective(name) for name in weighed_names(self.module.graph)},
             {name: mask.keep().cpu().numpy() for name, mask in self.masks.neurons.items()},
             self.dense,
         )
@@ -35,7 +41,7 @@ class ConnectivityMeter:
         voters = graph[graph.readout.inputs[0]]
         if graph.readout.linear or not voters.fires:
             return None
-        weights = self._effective(graph.projection(graph.masked_projection(voters.name)))
+        weights = self._effective(graph.masked_projection(voters.name))
         kept = (weights.reshape(graph.readout.classes, -1) != 0).any(axis=1)
         return None if kept.all() else int(kept.argmin())
 
@@ -44,10 +50,13 @@ class ConnectivityMeter:
         assert isinstance(weight, Tensor)
         return weight.detach()
 
-    def _effective(self, node: Projection) -> Array:
+    def _effective(self, name: str) -> Array:
+        node = self.module.graph[name]
+        if not isinstance(node, Projection):  # a feedback of each neuron to itself
+            return np.ones(by_channel(self.module.graph.shapes[name]), np.float32)
         kept = self._weight(node) != 0
-        if node.name in self.masks.weights:
-            kept = kept & self.masks.weights[node.name].keep()
+        if name in self.masks.weights:
+            kept = kept & self.masks.weights[name].keep()
         return kept.cpu().numpy().astype(np.float32)
 
     @torch.no_grad()

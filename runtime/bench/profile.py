@@ -88,9 +88,7 @@ def _rows(
         for (owner, call), took in zip(calls, medians, strict=True):
             if owner == layer.name:
                 spent[call.work] += float(took)
-        counted = counts.get(
-            layer.projection if isinstance(layer, network.Synaptic) else layer.name
-        )
+        counted = counts.get(_counted_as(layer))
         stored = layer_codec.layer_arrays(layer).values()
         rows.append(
             {
@@ -103,6 +101,13 @@ def _rows(
             }
         )
     return rows
+
+
+def _counted_as(layer: network.Layer | network.ReadoutLayer) -> str:
+    """The name by which a layer's operations are counted."""
+    if isinstance(layer, network.RecurrentLayer):
+        return layer.feedback.name
+    return layer.projection if isinstance(layer, network.Synaptic) else layer.name
 
 
 def _rates(running: Network, x: Array) -> dict[str, float]:

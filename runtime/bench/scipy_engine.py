@@ -145,6 +145,18 @@ def _(layer: eventnet.PopulationLayer, network: eventnet.EventNetwork) -> Step:
     return lambda values: values[layer.source]
 
 
+@step_of.on(eventnet.RecurrentLayer)
+def _(layer: eventnet.RecurrentLayer, network: eventnet.EventNetwork) -> Step:
+    """The current, then what the layer's own map, which is still that of the step before, adds."""
+    product = product_of(layer.feedback.synapses)
+    nothing = np.zeros(math.prod(layer.in_shape), np.float32)
+
+    def step(values: Mapping[str, Array]) -> Array:
+        return values[layer.source] + product.currents(values.get(layer.name, nothing))
+
+    return step
+
+
 @step_of.on(eventnet.PoolLayer)
 def _(layer: eventnet.PoolLayer, network: eventnet.EventNetwork) -> Step:
     analog = network.edges[layer.source][0] == "analog"
@@ -250,7 +262,7 @@ class ScipyEngine:
             still = network.static if step and len(sample) == 1 else frozenset()
             for layer in network.layers:
                 if layer.name not in still:
-                    fresh = not still.issuperset(layer.sources)
+                    fresh = layer.feedback is not None or not still.issuperset(layer.sources)
                     current = self.steps[layer.name](values) if fresh else currents[layer.name]
                     currents[layer.name] = current
                     population = neurons.get(layer.name)

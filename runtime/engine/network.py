@@ -17,8 +17,9 @@ from soul_deploy.runtime.engine.inputs import InputReader, by_step, source_value
 from soul_deploy.runtime.format import file, network, validate
 from soul_deploy.runtime.kernels.barrier import Barrier
 from soul_deploy.runtime.plan import estimate, layer_plan
-from soul_deploy.runtime.plan.buffers import Buffers, build_buffers, run_layer
+from soul_deploy.runtime.plan.buffers import Buffers, build_buffers
 from soul_deploy.runtime.plan.layout import channel_last, dense_map, layout_of
+from soul_deploy.runtime.plan.one_layer import run_layer
 from soul_deploy.runtime.plan.planes import map_of
 from soul_deploy.runtime.plan.readout import step_scores
 
@@ -245,13 +246,15 @@ class Network:
             found[layer.name] = sent.astype(np.bool_) if spikes else sent
         return found
 
-    def run_layer(self, name: str, *inputs: Array) -> Array:
+    def run_layer(self, name: str, *inputs: Array, sent: Array | None = None) -> Array:
         """Run one layer on values of its sources; membranes start at rest.
 
         name: a layer, or a projection with its population. inputs: one per source, each
         (T, B, ...) in the source's shape, or (B, ...) for an analog value that is the same at every
-        step. Returns (T, B, ...): bool of spikes, integers of graded edges, float32 of analog
-        values; these (B, ...) if they are the same at every step.
+        step. sent: of a layer with a feedback, (T, B, ...) that is fed back instead of what the
+        layer sends itself.
+        Returns (T, B, ...): bool of spikes, integers of graded edges, float32 of analog values;
+        these (B, ...) if they are the same at every step.
         """
         layer = self.layer(name)
         if len(inputs) != len(layer.sources):
@@ -262,7 +265,12 @@ class Network:
         pairs = zip(layer.sources, inputs, strict=True)
         values = [source_values(self.events, layer, source, array) for source, array in pairs]
         kind, _ = self.events.edges[layer.name]
-        out = run_layer(self.events, self._plans, layer, values)
+        taught = None
+        if sent is not None:
+            if layer.feedback is None:
+                raise errors.UsageError(f"{name}: {layer.what} has no feedback to give spikes to")
+            taught = source_values(self.events, layer, layer.name, sent)
+        out = run_layer(self.events, self._plans, layer, values, taught)
         stepwise = by_step(out, layer.out_shape)
         if kind == "analog" and all(i.ndim == len(layer.in_shape) + 1 for i in inputs):
             return np.asarray(stepwise[0])

@@ -80,7 +80,8 @@ def load_event_network(file: files.File, *, max_memory: int | None = None) -> Ev
 
 
 def _tensors(network: EventNetwork) -> dict[str, Array]:
-    parts: tuple[Layer | ReadoutLayer, ...] = (*network.layers, network.readout)
+    parts: tuple[Layer | ReadoutLayer, ...]
+    parts = (*network.layers, *network.feedbacks, network.readout)
     found = ((part.name, layer_codec.layer_arrays(part)) for part in parts)
     return {f"{name}/{key}": array for name, arrays in found for key, array in arrays.items()}
 

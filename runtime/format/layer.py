@@ -8,6 +8,9 @@ from soul_deploy.base import Array
 from soul_deploy.base.errors import require
 from soul_deploy.runtime.format.validate import Edge, Shape
 
+if TYPE_CHECKING:
+    from soul_deploy.runtime.format.layers import CurrentLayer
+
 
 @dataclass(frozen=True)
 class Layer:
@@ -41,8 +44,12 @@ class Layer:
         def pattern(self) -> Array | None:
             """Spikes of generated channels, as at SpikingLayer; None: there are none."""
 
+        @property
+        def feedback(self) -> "CurrentLayer | None":
+            """The synapses from its neurons to themselves; None: there are none."""
+
     else:
-        pattern = None
+        pattern = feedback = None
 
     @property
     def names(self) -> tuple[str, ...]:

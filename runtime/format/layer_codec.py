@@ -3,7 +3,8 @@
 A layer's fields `live` and `generators` say how many live neurons and generated channels it has,
 and are null where all neurons are live, and where nothing is generated. Operations: `convolution`
 and `matrix` with a population behind, `current_convolution` and `current_matrix` without one,
-`population`, `max_pool`, `merge`, `scatter`.
+`population`, `recurrent`, `max_pool`, `merge`, `scatter`. The entry of `recurrent` neurons holds
+that of their synapses to themselves, `feedback`, whose arrays are called by its own name.
 """
 
 from collections.abc import Callable, Mapping
@@ -20,6 +21,7 @@ from soul_deploy.runtime.dynamics.parallel import ParallelEquation
 from soul_deploy.runtime.equations import Equation, FixedEquation, NeuronEquation
 from soul_deploy.runtime.format import json_values as v
 from soul_deploy.runtime.format import layers, map_layers
+from soul_deploy.runtime.format.recurrent_layer import RecurrentLayer
 from soul_deploy.runtime.format.synapses import ROWS, ConvSynapses, MatrixSynapses, Rows, Synapses
 
 Entry = Mapping[str, Any]
@@ -48,7 +50,7 @@ def layer_arrays(part: Any) -> dict[str, Array]:
             found |= {f"{NEURON}{name}": array for name, array in numbers.items()}
         elif isinstance(content, ParallelEquation):
             found |= {f"{NEURON}weight": content.weight, f"{NEURON}bias": content.bias}
-        elif is_dataclass(content):
+        elif is_dataclass(content) and not isinstance(content, layers.Layer):
             found |= layer_arrays(content)
     return found
 
@@ -117,6 +119,12 @@ def header_of(layer: layers.Layer) -> dict[str, Any]:
 @header_of.on(layers.MapLayer, layers.PopulationLayer)
 def _(layer: layers.Layer) -> dict[str, Any]:
     return {"operation": layer.operation, **plain(layer), **layer.announced}
+
+
+@header_of.on(RecurrentLayer)
+def _(layer: RecurrentLayer) -> dict[str, Any]:
+    told = {"operation": layer.operation, **plain(layer), **layer.announced}
+    return told | {"feedback": header_of(layer.feedback)}
 
 
 @header_of.on(layers.Synaptic)
@@ -208,6 +216,13 @@ def _read_projection(
     return layer
 
 
+def _read_recurrent(name: str, entry: Entry, tensors: Tensors) -> layers.Layer:
+    back = read_entry(entry["feedback"], tensors)
+    errors.require(isinstance(back, layers.CurrentLayer), f"{name}: feedback by {back.what}")
+    layer: layers.Layer = read_part(RecurrentLayer, name, entry, tensors, feedback=back)
+    return layer
+
+
 def _enter(table: dispatch.OperationTable[Any], read: Callable[..., Any], *kinds: type) -> None:
     for kind in kinds:
         table.on(kind)(partial(read, kind))
@@ -215,6 +230,7 @@ def _enter(table: dispatch.OperationTable[Any], read: Callable[..., Any], *kinds
 
 _enter(read_layer, read_part, map_layers.PoolLayer, map_layers.MergeLayer, map_layers.ScatterLayer)
 _enter(read_layer, read_part, layers.PopulationLayer)
+read_layer.on(RecurrentLayer)(_read_recurrent)
 _enter(read_layer, _read_projection, layers.SpikingLayer, layers.CurrentLayer)
 _enter(read_synapses, read_part, ConvSynapses, MatrixSynapses)
 

@@ -30,6 +30,7 @@ from soul_deploy.runtime.format.layers import (
     Synaptic,
 )
 from soul_deploy.runtime.format.map_layers import MergeLayer, PoolLayer, ReadoutLayer, ScatterLayer
+from soul_deploy.runtime.format.recurrent_layer import RecurrentLayer
 from soul_deploy.runtime.format.synapses import (
     ConvSynapses,
     DenseRows,
@@ -122,6 +123,10 @@ class EventNetwork:
                 layer.check_source(self.by_name[source])
             edges[layer.name] = layer.edge_of([edges[source] for source in layer.sources])
             shapes[layer.name] = layer.out_shape
+            if layer.feedback is not None:
+                self._check_place(layer.feedback, shapes)
+                edges[layer.feedback.name] = layer.feedback.leaving
+                shapes[layer.feedback.name] = layer.feedback.out_shape
         self._check_place(self.readout, shapes)
         source = self.readout.source
         errors.require(
@@ -282,6 +287,11 @@ class EventNetwork:
     def projected(self) -> tuple[Synaptic, ...]:
         """Layers with synapses, in execution order."""
         return self._of(Synaptic)
+
+    @property
+    def feedbacks(self) -> tuple[CurrentLayer, ...]:
+        """The synapses from populations to themselves, in execution order; no layers."""
+        return tuple(layer.feedback for layer in self.layers if layer.feedback is not None)
 
     @property
     def maps(self) -> tuple[MapLayer, ...]:

@@ -285,6 +285,17 @@ def _(layer: eventnet.PopulationLayer, edge: eventnet.Edge) -> dict[str, Any]:
     return _map_row(layer, edge) | _neurons_of(layer)
 
 
+@layer_row.on(eventnet.RecurrentLayer)
+def _(layer: eventnet.RecurrentLayer, edge: eventnet.Edge) -> dict[str, Any]:
+    """The synapses are those of the feedback."""
+    back = _synaptic_row(layer.feedback)
+    kept = ("projection", "representation", "alternatives", "rows", "synapses", "bytes", "grid")
+    told = {key: back[key] for key in kept} | {
+        "operation": f"{layer.operation}_{back['operation']}"
+    }
+    return _map_row(layer, edge) | _neurons_of(layer) | told
+
+
 @layer_row.on(eventnet.SpikingLayer)
 def _(layer: eventnet.SpikingLayer, edge: eventnet.Edge) -> dict[str, Any]:
     return _synaptic_row(layer) | _neurons_of(layer)

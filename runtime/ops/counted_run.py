@@ -82,6 +82,9 @@ def count_recorded(
         layer.projection: counting.count_additions(layer, recorded[layer.source])
         for layer in events.projected
     }
+    for back in events.feedbacks:
+        arriving = counting.fed_back(back, spikes[back.source])
+        executed[back.name] = counting.count_additions(back, arriving)
     readout = counting.readout_steps(events.readout, recorded[events.readout.source])
     counts[events.readout.name] = readout.total()
     return counts, executed, Recording(spikes, logits)
@@ -139,7 +142,8 @@ def _synaptic(network: Network, name: str) -> Synaptic:
 
 
 def _projection(network: Network, name: str) -> Synaptic | None:
-    return next((layer for layer in network.events.projected if name in layer.names), None)
+    joined = (*network.events.projected, *network.events.feedbacks)
+    return next((layer for layer in joined if name in layer.names), None)
 
 
 def by_position(values: Array, in_shape: Shape) -> Array:
@@ -172,3 +176,6 @@ def _require_bounds(network: Network, x: Array, counts: Mapping[str, counters.La
         slots = batch * (1 if once else network.time_steps)
         limits = counting.limits_of(layer, slots)
         counters.require_bounds(layer.name, counts[layer.projection], limits)
+    for back in events.feedbacks:
+        limits = counting.limits_of(back, batch * network.time_steps)
+        counters.require_bounds(back.name, counts[back.name], limits)

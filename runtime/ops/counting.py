@@ -13,8 +13,10 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from soul_deploy.base import Array, dispatch
+from soul_deploy.runtime.engine.inputs import to_channel_last
 from soul_deploy.runtime.format import network
 from soul_deploy.runtime.ops import counters, fan_out
+from soul_deploy.runtime.plan.neuron_state import sent_dtype
 
 Held: TypeAlias = Callable[[str], Array]
 
@@ -189,6 +191,21 @@ def _(layer: network.CurrentLayer, held: Held, spikes: Any) -> dict[str, counter
 @steps_of.on(network.PopulationLayer)
 def _(layer: network.PopulationLayer, held: Held, spikes: Any) -> dict[str, counters.StepCounts]:
     return {layer.name: neuron_steps(layer, spikes[layer.name])}
+
+
+@steps_of.on(network.RecurrentLayer)
+def _(layer: network.RecurrentLayer, held: Held, spikes: Any) -> dict[str, counters.StepCounts]:
+    """By its feedback, which its own spikes of the step before reach."""
+    back, sent = layer.feedback, spikes[layer.name]
+    arriving = fed_back(back, sent)
+    return {back.name: projection_steps(back, arriving) + neuron_steps(layer, sent)}
+
+
+def fed_back(back: network.CurrentLayer, sent: Array) -> Array:
+    """What reaches a feedback, (B, T, positions, channels), of what was sent, (T, B, ...)."""
+    before = np.zeros(sent.shape, sent_dtype((back.edge, back.bound)))
+    before[1:] = sent[:-1]
+    return np.swapaxes(to_channel_last(before, back.in_shape), 0, 1)
 
 
 @steps_of.on(network.PoolLayer)

@@ -13,8 +13,8 @@ from soul_deploy.runtime.kernels.barrier import Meeting, barrier_for
 from soul_deploy.runtime.kernels.bit_planes import tile_of
 from soul_deploy.runtime.kernels.program import Bound, Program
 from soul_deploy.runtime.kernels.steps import membrane_type
-from soul_deploy.runtime.plan import planes, regions
-from soul_deploy.runtime.plan.layer_plan import EMPTY, LayerPlan, aligned, partitions_of
+from soul_deploy.runtime.plan import planes, recurrent, regions
+from soul_deploy.runtime.plan.layer_plan import LayerPlan, aligned, partitions_of
 from soul_deploy.runtime.plan.layout import CompactLayout, channel_last, layout_of, pattern_spikes
 from soul_deploy.runtime.plan.neuron_state import sent_dtype, state_at_rest, update_numbers
 from soul_deploy.runtime.plan.planes import Words
@@ -33,7 +33,8 @@ class Buffers:
               reads the map
     compacted spikes (T, L) uint8 of compacted populations, by name
     words     of populations that run on bit planes, or that such layers read, by name
-    membranes by layer name: (L,) float32, or integers, or (S, L) of neurons with S state variables
+    membranes by layer name: (L,) float32, or integers, or (S, L) of neurons with S state variables;
+              by the name of a feedback the spikes that its population sent last
     patterns  by layer name: the slice of a map that holds constant-pattern channels, and their
               spikes (all T, positions, G); outside streams the map holds them from the start
     stepwise  in a stream: numbers of neurons that change from step to step, (1, K, n or 1), and
@@ -147,6 +148,7 @@ class Builder:
     """Buffers being `made`, layer after layer.
 
     currents: one buffer that serves all layers in turn whose currents only their neurons read.
+    taught: what a feedback reads instead of the spikes of its population; None: these.
     """
 
     network: net.EventNetwork
@@ -155,6 +157,7 @@ class Builder:
     carry: bool
     partitions: int
     currents: Array
+    taught: Array | None = None
 
     def __post_init__(self) -> None:
         scores = aligned((self.network.readout.classes,), np.float32)
@@ -212,7 +215,7 @@ class Builder:
         if wanted and layer.neuron.fuses:
             self._add_words(layer, plan, source, current, static=static)
             return
-        v, spikes, numbers = self._neurons(layer, plan.layout, plan.neurons)
+        v, spikes, numbers = self.add_neurons(layer, plan.layout, plan.neurons)
         *of_input, of_steps = regions.spiking_regions(
             layer, plan, source, current, v, spikes, carry=self.carry, partitions=self.partitions,
             apart=static, shared=self.scratch, numbers=numbers,
@@ -287,7 +290,7 @@ class Builder:
 
     def add_population(self, layer: net.PopulationLayer) -> None:
         layout, source = layout_of(layer), self.made.values[layer.source]
-        v, spikes, numbers = self._neurons(layer, layout, layer.neurons)
+        v, spikes, numbers = self.add_neurons(layer, layout, layer.neurons)
         current, gather = source.reshape(len(source), -1), None
         if layout is not None and layer.updated is not None and not layer.updated.all():
             gather = layout.gather_index
@@ -299,7 +302,7 @@ class Builder:
         self.made.add(layer.name, region)
         self._scatter_spikes(layer, layout, spikes)
 
-    def _neurons(
+    def add_neurons(
         self, layer: net.Firing, layout: CompactLayout | None, neurons: int
     ) -> tuple[Array, Array, Array | None]:
         """State at rest, the buffer of the spikes, the map, or (T, L) if compacted, and numbers as
@@ -342,37 +345,9 @@ def bind(layer: net.Layer, builder: Builder) -> None:
 
 bind.on(net.SpikingLayer)(lambda layer, builder: builder.add_spiking(layer))
 bind.on(net.PopulationLayer)(lambda layer, builder: builder.add_population(layer))
+bind.on(net.RecurrentLayer)(recurrent.add_recurrent)
 bind.on(net.CurrentLayer)(lambda layer, builder: builder.add_current(layer))
 bind.on(net.MapLayer)(lambda layer, builder: builder.add_map(layer))
-
-
-def run_layer(
-    network: net.EventNetwork, plans: Mapping[str, LayerPlan], layer: net.Layer, values: list[Array]
-) -> Array:
-    """One layer by itself: its map for every sample, (B, T or 1, positions, channels), from rest.
-
-    plans: of the network's layers with synapses. values: per source (B, T or 1, positions,
-    channels). Analog values have one step if all sources have.
-    """
-    builder = Builder(network, plans, network.time_steps, False, 1, EMPTY)
-    builder.read = {layer.name}
-    samples, sources = dict(zip(layer.sources, values, strict=True)), builder.made.values
-    plan = plans.get(layer.name)
-    if plan is not None and plan.source_layout is not None:
-        index, sources = plan.source_layout.scatter_index, builder.made.compacted
-        samples = {name: v.reshape(*v.shape[:2], -1)[..., index] for name, v in samples.items()}
-    for name, v in samples.items():
-        sources[name] = aligned(v.shape[1:], v.dtype)
-    bind(layer, builder)
-    out = builder.made.values[layer.name]
-    maps = np.empty((len(values[0]), *out.shape), out.dtype)
-    for b, row in enumerate(maps):
-        for name, v in samples.items():
-            sources[name][...] = v[b]
-        for region in builder.made.regions:
-            regions.run_calls(region[0])
-        row[...] = out
-    return maps
 
 
 def read_as_maps(network: net.EventNetwork, plans: Mapping[str, LayerPlan]) -> set[str]:

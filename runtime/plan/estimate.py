@@ -15,7 +15,7 @@ from soul_deploy.runtime.kernels import gather
 from soul_deploy.runtime.kernels.listed import AHEAD, UNROLLED
 from soul_deploy.runtime.kernels.simd import VECTOR
 from soul_deploy.runtime.kernels.time_vectorised import MOST_LANES
-from soul_deploy.runtime.plan.forms import Form, event_forms, forms_of
+from soul_deploy.runtime.plan.forms import Form, event_forms, forms_of, possible_forms
 from soul_deploy.runtime.plan.planes import gap_of, moves_of, plane_bytes
 
 TAP_BYTES = 24 + 64  # of an entry in a tap table, and what computing it takes meanwhile
@@ -62,6 +62,8 @@ def require_products(network: net.EventNetwork, max_memory: int | None = None) -
     by_layer = running_bytes(network, event_forms(network))
     for layer in network.projected:
         by_layer[layer.name] += 2 * gather_bytes(layer.synapses)
+    for back in network.feedbacks:
+        by_layer[back.source] += 2 * gather_bytes(back.synapses)
     _require("running this network on CSR products", by_layer, max_memory)
 
 
@@ -121,6 +123,15 @@ def _population_bytes(layer: net.Firing, steps: int, form: Form | None) -> int:
     compacted = (steps + 4 * _columns_of(steps)) * live
     generated = 2 * steps * math.prod(layer.out_shape) if layer.generated else 0
     return 4 * neurons + LIVE_NEURON_BYTES * math.prod(layer.out_shape) + compacted + generated
+
+
+@layer_bytes.on(net.RecurrentLayer)
+def _recurrent_bytes(layer: net.RecurrentLayer, steps: int, form: Form | None) -> int:
+    """Membranes, what is fed back and the sum of it and the current; tables of the feedback."""
+    own = possible_forms(layer.feedback)[0]
+    neurons = math.prod(layer.current_shape)
+    indices = 0 if layer.live is None else LIVE_NEURON_BYTES * neurons
+    return 12 * neurons + indices + synapse_bytes(layer.feedback.synapses, own, 1)
 
 
 @layer_bytes.on(net.CurrentLayer)
@@ -212,7 +223,7 @@ def _(convolution: net.ConvSynapses) -> int:
 def counting_bytes(network: net.EventNetwork) -> dict[str, int]:
     """Bytes by layer: unmerged tap tables, and maps of fan-outs."""
     by_layer = {network.readout.name: 8 * network.readout.sums}
-    for layer in network.projected:
+    for layer in (*network.projected, *network.feedbacks):
         inputs, outputs = math.prod(layer.in_shape), math.prod(layer.current_shape)
         maps = 3 * 8 * inputs + (3 * 8 + 3) * outputs
         masked = layer.updated is not None

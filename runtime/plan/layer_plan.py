@@ -22,7 +22,7 @@ from soul_deploy.runtime.format.tap_tables import gather_table, positions_under,
 from soul_deploy.runtime.kernels import bit_planes, gather, time_vectorised
 from soul_deploy.runtime.kernels import synapses as kernels
 from soul_deploy.runtime.kernels.simd import VECTOR
-from soul_deploy.runtime.plan.forms import Form
+from soul_deploy.runtime.plan.forms import Form, possible_forms
 from soul_deploy.runtime.plan.layout import CompactLayout, compact_rows, layout_of, masked_out_index
 from soul_deploy.runtime.plan.planes import PlaneRows, plane_rows
 
@@ -362,11 +362,16 @@ def plan_layer(layer: net.Synaptic, form: Form, source: net.Layer | None = None)
 
 
 def plan_layers(network: net.EventNetwork, forms: Mapping[str, Form]) -> dict[str, LayerPlan]:
-    """`plan_layer` for every layer with synapses, by name, in the `forms` of all."""
-    return {
+    """`plan_layer` for every layer with synapses, by name, in the `forms` of all; and for every
+    feedback, which goes from event to event.
+    """
+    found = {
         layer.name: plan_layer(layer, forms[layer.name], network.by_name.get(layer.source))
         for layer in network.projected
     }
+    for back in network.feedbacks:
+        found[back.name] = plan_layer(back, possible_forms(back)[0], network.by_name[back.source])
+    return found
 
 
 def _plan_on_planes(layer: net.Synaptic, convolution: net.ConvSynapses) -> LayerPlan:

@@ -48,7 +48,7 @@ def layout_of(layer: network.Layer) -> CompactLayout | None:
     raise layout_of.unknown(layer)
 
 
-layout_of.on(network.CurrentLayer, network.MapLayer)(lambda layer: None)
+layout_of.on(network.CurrentLayer, network.MapLayer, network.RecurrentLayer)(lambda layer: None)
 
 
 @layout_of.on(network.PopulationLayer)

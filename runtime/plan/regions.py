@@ -133,7 +133,7 @@ def _fused_region(
         ]
         calls = [Call(kernel, (source, *tables, (numbers, carry, v, fired, *scratch)), "fused")]
         if plan.masked_out is not None:
-            share = _index_between(plan.masked_out, plan.bounds(partition))
+            share = index_between(plan.masked_out, plan.bounds(partition))
             calls.append(Call(maps.mask_out, (fired, plan.masked_out, *share), "neurons"))
         region.append(tuple(calls))
     return tuple(region)
@@ -308,7 +308,7 @@ def neuron_region(
     if gather is not None:
         shape = (v.shape[-1], lanes) if lanes else (len(current), v.shape[-1])
         arriving = aligned(shape, current.dtype)
-        bounds = [_index_between(gather, pair) for pair in bounds]
+        bounds = [index_between(gather, pair) for pair in bounds]
     fired, region = spikes.reshape(len(spikes), v.shape[-1]), []
     for first, last in bounds:
         calls: list[Call] = []
@@ -320,13 +320,13 @@ def neuron_region(
         )
         calls.append(Call(update, running, "neurons"))
         if masked_out is not None:
-            masked_part = _index_between(masked_out, (first, last))
+            masked_part = index_between(masked_out, (first, last))
             calls.append(Call(maps.mask_out, (fired, masked_out, *masked_part), "neurons"))
         region.append(tuple(calls))
     return tuple(region)
 
 
-def _index_between(index: Array, bounds: tuple[int, int]) -> tuple[int, int]:
+def index_between(index: Array, bounds: tuple[int, int]) -> tuple[int, int]:
     """(first, last) of the entries of a rising index between two columns of the currents."""
     first, last = np.searchsorted(index, bounds)
     return int(first), int(last)

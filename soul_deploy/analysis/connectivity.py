@@ -77,7 +77,7 @@ def connectivity(model: Model, original: Model | None = None) -> Connectivity:
     Raises LimitError for a composed matrix that is too large.
     """
     synapses = deploy.lower(model).synapses
-    weights = {node.name: synapses[node.name].weight for node in model.graph.projections}
+    weights = {name: synapses[name].weight for name in weighed_names(model.graph)}
     dense = None if original is None else dense_synapses(original.graph)
     return measure_connectivity(model.graph, weights, model.neuron_masks, dense)
 
@@ -90,9 +90,9 @@ def measure_connectivity(
 ) -> Connectivity:
     """Connectivity of `graph` with the given effective weights.
 
-    weights: projection -> (out, in, ...), 0 where pruned. neuron_masks: population -> bool in the
-    population's shape. dense: synapses of each dense projection, computed here if not given (they
-    are those of the unpruned network, so a compact network needs the original's).
+    weights: projection or feedback -> (out, in, ...), 0 where pruned. neuron_masks: population ->
+    bool in the population's shape. dense: synapses of each dense projection, computed here if not
+    given (they are those of the unpruned network, so a compact network needs the original's).
     """
     totals = dense_synapses(graph) if dense is None else dense
     folded = {
@@ -103,6 +103,12 @@ def measure_connectivity(
         walk.reachable[node.name] = reach(node, walk)
     layers = (LayerConnectivity(name, walk.live[name], totals[name]) for name in weights)
     return Connectivity(tuple(layers))
+
+
+def weighed_names(graph: ir.SpikingGraph) -> tuple[str, ...]:
+    """Projections, and behind them the feedbacks of populations."""
+    backs = (back.name for back in graph.feedbacks.values())
+    return (*(node.name for node in graph.projections), *backs)
 
 
 @dataclass(frozen=True)
@@ -158,6 +164,22 @@ def _neurons(node: ir.Population, walk: _Forwards) -> Tensor:
     found = torch.cat([current, current.new_zeros(1, node.generated, *current.shape[2:])], dim=1)
     if node.name in masks:
         found = found * torch.from_numpy(masks[node.name].astype(np.float64)).reshape(found.shape)
+    return found if node.feedback is None else _fed_back(node, found, walk)
+
+
+def _fed_back(node: ir.Population, found: Tensor, walk: _Forwards) -> Tensor:
+    """What the spikes that are reached reach further, from step to step, until nothing is new."""
+    assert node.feedback is not None
+    name, mask = node.feedback.name, walk.lowered.model.neuron_masks.get(node.name)
+    operator = walk.lowered.operator(name).operator
+    live = torch.ones_like(found) if mask is None else torch.from_numpy(mask.astype(np.float64))
+    while True:
+        fed = fan_out.arrivals(operator, found).reshape(found.shape) * live
+        more = torch.maximum(found, (fed != 0).double())
+        if torch.equal(more, found):
+            break
+        found = more
+    walk.live[name] = int(fed.sum().item())
     return found
 
 
@@ -171,7 +193,7 @@ def _merge(node: ir.Merge, walk: _Forwards) -> Tensor:
 
 
 def dense_synapses(graph: ir.SpikingGraph, *, head: bool = False) -> dict[str, int]:
-    """Synapses of every projection with no weight 0 and no neuron masked, by name.
+    """Synapses of every projection and feedback with no weight 0 and no neuron masked, by name.
 
     head: of the readout's head too, and of poolings and constants that no projection follows, which
     are projections of their own where they run. Of the very operators whose stored synapses are
@@ -179,6 +201,6 @@ def dense_synapses(graph: ir.SpikingGraph, *, head: bool = False) -> dict[str, i
     LimitError for a composed matrix that is too large.
     """
     form = deploy.with_every_synapse(graph).composed
-    names = [node.name for node in (form.graph if head else graph).projections]
+    names = [*weighed_names(form.graph if head else graph)]
     names += [graph.readout.name] if head else []
     return {name: int(fan_out.fanout(form.operator(name).operator).sum()) for name in names}

@@ -127,6 +127,7 @@ def _counted(
     run = _Run(model, trimmed, original, images.shape[axis], axis == 0, rows, fired)
     counts = synops.count_model(trimmed.model, images)
     order = {node.name: index for index, node in enumerate(run.graph.nodes)}
+    order |= {back.name: order[name] for name, back in run.graph.feedbacks.items()}
     entries = sorted(trimmed.counted, key=lambda entry: order[entry.name])
     layers = tuple(run.layer(entry, counts[entry.name]) for entry in entries)
     for layer in layers:
@@ -143,9 +144,9 @@ def _require_same_layers(graph: SpikingGraph, original: Original) -> None:
             raise _not_the_original(original, f"has no population {node.name!r}")
         here, there = math.prod(graph.shapes[node.name]), original.neurons[node.name]
         _require_fewer(original, node.name, "neurons", here, there)
-    for projection in graph.projections:
-        if projection.name not in original.synapses:
-            raise _not_the_original(original, f"has no projection {projection.name!r}")
+    for name in connectivity.weighed_names(graph):
+        if name not in original.synapses:
+            raise _not_the_original(original, f"has no projection {name!r}")
     if graph.readout.name not in original.synapses:
         raise _not_the_original(original, f"has no readout {graph.readout.name!r}")
 

@@ -47,10 +47,11 @@ class DenseOps:
 
 
 def dense_ops(graph: ir.SpikingGraph) -> dict[str, DenseOps]:
-    """Of every projection, and of one execution of the readout's head, by name."""
+    """Of every projection and feedback, and of one execution of the readout's head, by name."""
     readout = graph.readout
     weights = graph.shapes[readout.inputs[0]][0] * readout.classes if readout.linear else 0
-    found = {node.name: dense_ops_of(node, graph) for node in graph.projections}
+    backs = graph.feedbacks.values()
+    found = {node.name: dense_ops_of(node, graph) for node in (*graph.projections, *backs)}
     return found | {readout.name: DenseOps(weights, weights)}
 
 
@@ -72,6 +73,12 @@ def _convolution(node: ir.Convolution, graph: ir.SpikingGraph) -> DenseOps:
 @dense_ops_of.on(ir.Linear)
 def _linear(node: ir.Linear, graph: ir.SpikingGraph) -> DenseOps:
     return DenseOps(node.in_features * node.features, node.in_features * node.features)
+
+
+@dense_ops_of.on(ir.OneToOne)
+def _one_to_one(node: ir.OneToOne, graph: ir.SpikingGraph) -> DenseOps:
+    neurons = math.prod(graph.shapes[node.name])
+    return DenseOps(neurons, neurons)
 
 
 def _taps(node: ir.Convolution, axis: int, size: int, out: int) -> int:
@@ -125,6 +132,7 @@ class _Rule:
     scale: a number that makes what arrives whole, where what `source` holds is: the area of the
     average pooling windows between them, or 1; None: constants between them leave none.
     plain: nothing between them multiplies by constants.
+    delayed: what arrives was sent at the step before.
     every: all weights; stored: nonzero ones; live: nonzero ones onto unmasked targets.
     """
 
@@ -137,6 +145,7 @@ class _Rule:
     every: Array
     stored: Array
     live: Array
+    delayed: bool = False
 
     def count(self, module: GraphModule, signal: Signal) -> CompatCounts:
         """The layer's counts for what its source node held."""
@@ -172,6 +181,8 @@ class _Rule:
         the sum over time, its last step, or each step.
         """
         exact, name = Signal(signal.tensor.double(), signal.static), self.node.inputs[0]
+        if self.delayed:
+            return fan_out.step_before(exact.tensor).flatten(0, 1)
         values = module.evaluate({self.source: exact}, [name])[name].tensor
         if self.node is self.graph.readout:
             values = values.sum((3, 4)) if values.dim() == 5 else values
@@ -185,8 +196,9 @@ def _rules(model: Model) -> dict[str, _Rule]:
     folded = deploy.lower(model).synapses
     dense = dense_ops(graph)
     rules = {}
-    for node in (*graph.projections, graph.readout):
-        if not node.weighs:
+    backs = {back.name for back in graph.feedbacks.values()}
+    for node in (*graph.projections, *graph.feedbacks.values(), graph.readout):
+        if not node.weighs and node.name not in backs:
             continue
         maps = _maps(model, node, folded[node.name])
         source, between = linear_operators.walk_back(graph, node.name)
@@ -194,7 +206,8 @@ def _rules(model: Model) -> dict[str, _Rule]:
         whole = [part for part in parts if part is not None]
         scale = math.prod(whole) if len(whole) == len(parts) else None
         plain = not any(inner.rescales for inner in between)
-        rules[node.name] = _Rule(graph, node, source, scale, plain, dense[node.name], *maps)
+        given = graph, node, source, scale, plain, dense[node.name], *maps
+        rules[node.name] = _Rule(*given, delayed=node.name in backs)
     return rules
 
 

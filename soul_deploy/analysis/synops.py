@@ -187,4 +187,4 @@ def _(layer: fan_out.CountedPooling, values: Mapping[str, Tensor]) -> counters.S
 @count_steps.on(fan_out.CountedLayer)
 def _(layer: fan_out.CountedLayer, values: Mapping[str, Tensor]) -> counters.StepCounts:
     spikes = None if layer.population is None else values[layer.population]
-    return layer_steps(layer, values[layer.linear.source], spikes)
+    return layer_steps(layer, layer.arriving(values[layer.linear.source]), spikes)

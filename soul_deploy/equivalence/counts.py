@@ -185,7 +185,8 @@ class CountComparer:
         for name, theirs in counts.items():
             layer = self.counted[name].layer if name in self.counted else None
             if layer is not None:
-                before, after = (self._value(layer.linear.source, v) for v in (reference, own))
+                source = layer.linear.source
+                before, after = (layer.arriving(self._value(source, v)) for v in (reference, own))
                 ours = layer_steps(layer, before, None).total()
                 doubt = self._doubt(self.counted[name], own)
                 for found in _differences(layer, ours, theirs, before, after):

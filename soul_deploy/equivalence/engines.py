@@ -70,7 +70,11 @@ class Execution(Protocol):
         ...
 
     def run_layer(self, layer: str, values: Mapping[str, Signal]) -> LayerRun:
-        """One population, or the readout, on given values of the input and all populations."""
+        """One population, or the readout, on given values of the input and all populations.
+
+        A population's feedback is given its own values too, as recorded: what it sends at a step
+        does not depend on what it sent before but through its membrane.
+        """
         ...
 
 
@@ -90,8 +94,13 @@ class ModelExecution:
     @torch.no_grad()
     def run_layer(self, layer: str, values: Mapping[str, Signal]) -> LayerRun:
         known = {name: values[name] for name in sources(self.reference.graph, layer)}
-        output = self.reference.module.evaluate(known, [layer])[layer].tensor
-        graph = self.reference.graph
+        graph, module = self.reference.graph, self.reference.module
+        if graph[layer].feedback is None:
+            output = module.evaluate(known, [layer])[layer].tensor
+        else:
+            (source,) = graph[layer].inputs
+            current = module.evaluate(known, [source])[source]
+            output = module.fire_taught(layer, current, values[layer].tensor)
         return LayerRun(output if layer == graph.readout.name else sent_of(graph, layer, output))
 
 
@@ -233,10 +242,15 @@ class Comparer:
         spikes: Mapping[str, Tensor],
         firsts: Mapping[str, Mapping[int, SpikeMismatch]],
     ) -> Upstream | None:
-        """The step from which the inputs of `name` differ, by sample, and the mismatch behind."""
-        feeding = [s for s in sources(self.reference.graph, name) if firsts.get(s)]
+        """The step from which the inputs of `name` differ, by sample, and the mismatch behind.
+
+        What a population itself sends otherwise, `compare_population` follows.
+        """
+        graph = self.reference.graph
+        feeding = [s for s in sources(graph, name) if firsts.get(s)]
         if not feeding:
-            return None
+            never = torch.full((spikes[name].shape[1],), graph.time_steps)
+            return None if graph[name].feedback is None else Upstream(never, {})
         theirs = dict(values) | {s: self._widened(s, values[s], spikes[s]) for s in feeding}
         step: Tensor | None = None
         for entry in entries(self.reference.graph, name):

@@ -14,11 +14,13 @@ from torch import Tensor, nn
 
 from soul_deploy.base import dispatch
 from soul_deploy.equivalence import rounding
-from soul_deploy.ir import SPIKE, Node, SpikingGraph
+from soul_deploy.ir import SPIKE, Node, Population, Projection, SpikingGraph
 from soul_deploy.lowering import deploy
+from soul_deploy.lowering.fan_out import step_before
 from soul_deploy.lowering.fold_batch_norm import ChannelConstants
 from soul_deploy.model.model import Model
 from soul_deploy.nn.graph_module import GraphModule, Signal
+from soul_deploy.nn.layers import split_time
 from soul_deploy.runtime.dynamics.equation import DynamicsEquation
 from soul_deploy.runtime.dynamics.parallel import ParallelEquation
 from soul_deploy.runtime.equations import CHARGE, Equation, NeuronEquation, reset_hard, reset_soft
@@ -84,6 +86,11 @@ class ReferenceModel:
         """
         folded = deploy.lower(self.model).synapses
         plain: dict[str, Node] = {node.name: node.magnitude() for node in self.graph.nodes}
+        for population, back in self.graph.feedbacks.items():
+            if isinstance(back, Projection):
+                own = plain[population]
+                assert isinstance(own, Population)
+                plain[population] = replace(own, feedback=replace(back, bias=False))
         for p in self.graph.projections:
             alone = self.graph.population_fed_by(p.name) is not None
             biased = not alone and folded[p.name].bias is not None
@@ -100,10 +107,11 @@ class ReferenceModel:
 
     @property
     def _weighed(self) -> tuple[str, ...]:
-        """Projections, and a readout whose scores charge neurons."""
+        """Projections, feedbacks by weights, and a readout whose scores charge neurons."""
         readout = self.graph.readout
         own = () if readout.neuron is None else (readout.name,)
-        return (*(p.name for p in self.graph.projections), *own)
+        backs = (b.name for b in self.graph.feedbacks.values() if isinstance(b, Projection))
+        return (*(p.name for p in self.graph.projections), *backs, *own)
 
     @torch.no_grad()
     def score_limits(self, values: Mapping[str, Signal], least: float) -> Tensor | None:
@@ -156,6 +164,10 @@ class ReferenceModel:
         summed = self.absolute.evaluate(sizes, [current_of])[current_of]
         charged = spikes[:, :, : self.graph.shapes[current_of][0]]
         x, sizes_of = (_over_time(signal, len(spikes)) for signal in (current, summed))
+        if self.graph[name].feedback is not None:  # of the recorded spikes of the step before
+            before = step_before(charged)
+            x = x + _fed_back(self.double, name, before)
+            sizes_of = sizes_of + _fed_back(self.absolute, name, before.abs())
         distance, allowance = margins_of(
             deploy.lower(self.model).equations[name], x, sizes_of, charged
         )
@@ -180,6 +192,11 @@ def _set_magnitude(module: GraphModule, node: Node, constants: ChannelConstants)
     norm.running_var.fill_(1 - norm.eps)
     norm.weight.copy_(scale)
     norm.bias.copy_(torch.from_numpy(np.abs(constants.shift)))
+
+
+def _fed_back(module: GraphModule, name: str, spikes: Tensor) -> Tensor:
+    """What spikes (T, S, ...) of the step before add to the current of population `name`."""
+    return split_time(module.fed_back(name, spikes.flatten(0, 1)), spikes)
 
 
 def _select(signal: Signal, samples: Tensor) -> Signal:

@@ -3,7 +3,8 @@
 A sum in another order rounds differently, and one that lands on the other side of the threshold
 is another spike. So a difference is *explained* only if the reference's membrane, recomputed in
 float64, lies so close to the threshold that rounding can decide. After a neuron's first mismatch
-its own membrane differs, so each neuron is compared up to that mismatch.
+its own membrane differs, so each neuron is compared up to that mismatch. End to end, a population
+with a feedback gives its mismatches on to all of its neurons, a step later.
 """
 
 from collections.abc import Mapping
@@ -163,7 +164,8 @@ def compare_population(
 
     values: the reference's, as recorded. other: (T, B, C, ...), as `sent_of` gives it. keep: the
     reference's channels that `other` holds, if not all. offset: number of the batch's first sample.
-    upstream: end to end, from when on the inputs differ. Raises VerificationError if shapes differ.
+    upstream: end to end, from when on the inputs differ; what the population feeds back to itself
+    is looked at then too. Raises VerificationError if shapes differ.
     """
     ours = sent_of(reference.graph, name, values[name].tensor)
     ours = ours if keep is None else ours.index_select(2, keep)
@@ -237,9 +239,24 @@ class _Mismatches:
     @cached_property
     def traced(self) -> Tensor:
         """bool (F,): the neuron's inputs differed by then."""
+        return self.from_upstream | self.from_itself
+
+    @cached_property
+    def from_upstream(self) -> Tensor:
+        """bool (F,): what comes from other populations differed by then."""
         if self.upstream is None:
             return torch.zeros(len(self.first.step), dtype=torch.bool)
         return self.first.step >= self.upstream.step[self.first.index[:, 0]]
+
+    @cached_property
+    def from_itself(self) -> Tensor:
+        """bool (F,): what the population feeds back to itself differed by then."""
+        if self.upstream is None or self.reference.graph[self.name].feedback is None:
+            return torch.zeros(len(self.first.step), dtype=torch.bool)
+        sample, steps = self.first.index[:, 0], self.first.step
+        begun = torch.full((self.ours.shape[1],), len(self.ours), dtype=steps.dtype)
+        begun = begun.scatter_reduce(0, sample, steps, "amin")
+        return steps > begun[sample]
 
     @cached_property
     def explained(self) -> Tensor:
@@ -254,8 +271,11 @@ class _Mismatches:
         sent = float(self.ours[(step, row, channel, *place)])
         neuron = (channel if self.keep is None else int(self.keep[channel]), *place)
         cause = None
-        if self.upstream is not None and bool(self.traced[i]):
+        if self.upstream is not None and bool(self.from_upstream[i]):
             cause = self.upstream.causes.get(sample)
+        elif bool(self.from_itself[i]):
+            first = self._first_of[sample]
+            cause = first.cause or first
         distance, allowance = (float(margin[i]) for margin in self.margins)
         return SpikeMismatch(
             self.name, step, sample, neuron, sent != 0, distance, allowance, cause, int(sent)
@@ -263,6 +283,10 @@ class _Mismatches:
 
     def firsts(self) -> dict[int, SpikeMismatch]:
         """The first mismatch of each sample; of several at one step, the nearest to threshold."""
+        return self._first_of
+
+    @cached_property
+    def _first_of(self) -> dict[int, SpikeMismatch]:
         sample = self.first.index[:, 0].numpy()
         order = np.lexsort((self.margins[0].abs(), self.first.step, sample))
         _, begin = np.unique(sample[order], return_index=True)

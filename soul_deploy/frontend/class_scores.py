@@ -54,6 +54,9 @@ def _of_membranes(builder: "GraphBuilder", node: fx.Node, value: TracedValue) ->
         raise builder.unsupported(
             node, f"a forward that returns {value.membrane!r} of {path!r} as class scores,"
         )
+    if population.feedback is not None:
+        what = f"class scores that are the membrane of {path!r}, whose neurons feed one another,"
+        raise builder.unsupported(node, what)
     charging = builder.nodes[population.inputs[0]]
     head = _head(builder, charging)
     if head is None or not head.linear:

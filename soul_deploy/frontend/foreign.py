@@ -22,7 +22,8 @@ def check_known(path: str, module: nn.Module) -> None:
             raise UnsupportedGraphError(_wrapped(path, name, inner))
     clock_driven.check_known(path, module)
     soul.check_known(path, module)
-    if cls.__module__.split(".")[0] == stepped.SNNTORCH and stepped.kind_of(cls) is None:
+    own = cls.__module__.split(".")[0] == stepped.SNNTORCH and cls.__name__ not in stepped.PARTS
+    if own and stepped.kind_of(cls) is None:
         raise UnsupportedGraphError(
             f"module {path!r} ({cls.__name__}) of snntorch is not supported; supported of its "
             f"modules: {', '.join(stepped.STATES)}"

@@ -20,6 +20,7 @@ from soul_deploy.frontend import (
     membranes,
     module_kinds,
     pooled_scales,
+    recurrent,
     reduced,
     scaled_by,
     stepped,
@@ -198,6 +199,8 @@ class GraphBuilder:
             self._attach_norm(node, source, path, module)
         elif kind in module_kinds.NON_SPIKING:
             membranes.integrate(self, node, path, module, source)
+        elif kind in module_kinds.RECURRENT:
+            recurrent.convert(self, node, path, kind, module, source)
         elif kind == "VotingLayer":
             self._vote(node, path, module, source)
         elif kind == "LastThree":
@@ -218,7 +221,7 @@ class GraphBuilder:
         converted = module_kinds.CONVERTERS[kind](path, (source.name,), module)
         after = replace(source, name=path)
         if converted.fires:
-            after = self._fire(node, path, module, source)
+            after = self.fire(node, path, module, source)
         elif kind in ("RateReadout", "VoteReadout"):
             after = TracedValue(path, 1, reduced=module.over_time)
         self.add(node, converted, after)
@@ -228,7 +231,8 @@ class GraphBuilder:
         if getattr(module, "ceil_mode", False):
             module_kinds.check_ceil_mode(converted, self.shapes[source.name])
 
-    def _fire(self, node: fx.Node, path: str, module: Any, source: TracedValue) -> TracedValue:
+    def fire(self, node: fx.Node, path: str, module: Any, source: TracedValue) -> TracedValue:
+        """The value that neurons, or a module with neurons inside, give for a current."""
         reduced.check_neuron(self, node, path, source)
         if source.once and self.time_steps != 1:
             raise self.unsupported(

@@ -13,7 +13,7 @@ from torch import fx
 from soul_deploy import ir
 from soul_deploy.base import reduction
 from soul_deploy.base.errors import UnsupportedGraphError
-from soul_deploy.frontend import reduced, stepped
+from soul_deploy.frontend import reduced, stepped, stepped_specs
 from soul_deploy.frontend.traced_value import TracedValue
 
 if TYPE_CHECKING:
@@ -64,6 +64,6 @@ def as_read(path: str, module: Any, spec: ir.NeuronSpec) -> ir.NeuronSpec:
     if not stepped.is_stepped(module):
         return spec
     try:
-        return stepped.spec_as_read(path, module, spec)
+        return stepped_specs.spec_as_read(path, module, spec)
     except UnsupportedGraphError as error:
         raise UnsupportedGraphError(f"{error}, where its membrane is read") from error

@@ -14,7 +14,7 @@ from torch.nn.utils import parametrize
 
 from soul_deploy import ir
 from soul_deploy.base.errors import NetworkWarning, UnsupportedGraphError, UsageError
-from soul_deploy.frontend import clock_driven, soul, spiking_nodes, stepped
+from soul_deploy.frontend import clock_driven, soul, spiking_nodes, stepped, stepped_specs
 from soul_deploy.frontend.spiking_nodes import NEURONS
 from soul_deploy.nn import layers, neuron
 
@@ -28,11 +28,11 @@ TDBN = {f"ThresholdDependentBatchNorm{n}d": f"BatchNorm{n}d" for n in (1, 2)}
 SCALERS = ("VoltageScaler", "ChannelVoltageScaler")  # of spikingjelly...ann2snn
 CONTAINERS = ("MultiStepContainer", "SeqToANNContainer", "StepModeContainer")
 NON_SPIKING = ("NonSpikingIFNode", "NonSpikingLIFNode")
-ONCE = (
-    *(*NEURONS, *NON_SPIKING, *soul.KINDS),
-    *("SpikingNeuron", "RateReadout", "VoteReadout", "VotingLayer"),
-)
+RECURRENT = ("LinearRecurrentContainer", "ElementWiseRecurrentContainer")
+ENDS = (*RECURRENT, *NON_SPIKING, "RateReadout", "VoteReadout", "VotingLayer")
+ONCE = (*NEURONS, *soul.KINDS, "SpikingNeuron", *ENDS)
 """Kinds of modules that one call ends: neurons, which remember, and class scores."""
+LAYERS = (*SHARED, *CONTAINERS, *RECURRENT, "VotingLayer")  # of spikingjelly...layer
 SURROGATES: dict[str, ir.SurrogateName] = {
     "ATan": "atan",
     "Sigmoid": "sigmoid",
@@ -64,7 +64,7 @@ def module_kind(module: nn.Module) -> str | None:
     for cls in type(module).__mro__:
         if cls in KINDS:
             return KINDS[cls]
-        if _is_within(cls, "layer") and cls.__name__ in (*SHARED, *CONTAINERS, "VotingLayer"):
+        if _is_within(cls, "layer") and cls.__name__ in LAYERS:
             return cls.__name__
         if _is_within(cls, "layer") and cls.__name__ in TDBN:
             return TDBN[cls.__name__]
@@ -357,6 +357,15 @@ def _population(path: str, inputs: tuple[str, ...], module: Any) -> ir.Node:
     return ir.Population(path, inputs, module_neuron_spec(path, module))
 
 
+def _all_to_all(path: str, module: Any) -> ir.Node | None:
+    """The layer by which a neuron of snnTorch's sees the last spikes of all others."""
+    layer = stepped.recurrent_layer(module)
+    if layer is None:
+        return None
+    converter = _convolution if isinstance(layer, nn.Conv2d) else _linear
+    return converter(f"{path}.recurrent", (path,), layer)
+
+
 CONVERTERS: dict[str, Callable[[str, tuple[str, ...], Any], ir.Node]] = {
     "RateReadout": lambda path, inputs, module: ir.Readout(
         path, inputs, module.out_features, True, module.bias is not None, 1, module.over_time
@@ -367,7 +376,9 @@ CONVERTERS: dict[str, Callable[[str, tuple[str, ...], Any], ir.Node]] = {
     "SpikingNeuron": _population,
     **dict.fromkeys(
         stepped.STATES,
-        lambda path, inputs, module: ir.Population(path, inputs, stepped.spec_of(path, module)),
+        lambda path, inputs, module: ir.Population(
+            path, inputs, stepped_specs.spec_of(path, module), feedback=_all_to_all(path, module)
+        ),
     ),
     **dict.fromkeys(SCALERS, _scale),
     **dict.fromkeys((*NEURONS, *soul.KINDS), _population),

@@ -16,7 +16,7 @@ from soul_deploy.base import brief
 from soul_deploy.frontend import module_kinds, soul, stepped, tracer
 from soul_deploy.ir import SpikingGraph
 from soul_deploy.nn.graph_module import GraphModule
-from soul_deploy.nn.layers import over_steps
+from soul_deploy.nn.layers import over_steps, split_time
 from soul_deploy.nn.neuron import SpikingNeuron
 
 SMALLEST_SCALE = 1e-3  # of the threshold: what smaller currents and membranes are measured against
@@ -63,8 +63,17 @@ def run_graph(module: GraphModule, example: Tensor) -> TracedRun:
         current = signal.tensor
         current = current.expand(steps, *current.shape) if signal.static else current
         spikes = values[name].tensor
+        if name in graph.feedbacks:
+            current = current + _fed_back(module, name, spikes)
         traces[name] = Trace(current, torch.stack(membranes[name]), spikes)
     return TracedRun(traces, values[readout].tensor)
+
+
+def _fed_back(module: GraphModule, population: str, spikes: Tensor) -> Tensor:
+    """What a population feeds back to its currents (T, B, ...), of what it sends."""
+    before = torch.cat([torch.zeros_like(spikes[:1]), spikes[:-1]])
+    with torch.no_grad():
+        return split_time(module.fed_back(population, before.flatten(0, 1)), spikes)
 
 
 def run_own(
@@ -158,6 +167,10 @@ def _hooks(ear: _Ear, unit: float) -> tuple[Callable[..., None], Callable[..., N
         fired: Tensor = output[0] if isinstance(output, tuple) else output
         given, current = fired.detach().clone(), taken.pop()
         spikes = given if unit == 1 else (given / unit).round()
+        layer = stepped.recurrent_layer(module) if stepped.is_stepped(module) else None
+        if layer is not None:  # it adds what it feeds back itself
+            last = ear.spikes[-1][0] if ear.spikes else torch.zeros_like(current)
+            current = current + layer(last.to(current)).detach()
         spikes = spikes.unsqueeze(0) if one else spikes
         ear.spikes.append(spikes)
         ear.membranes.append(_membrane(module, current))

@@ -7,8 +7,6 @@ snnTorch is never imported: classes are known by where they are defined and what
 While a forward is traced, the states are out of reach: stand-ins tell where each came from.
 """
 
-import inspect
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,23 +15,22 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 
-from soul_deploy.base.errors import NetworkWarning, UnsupportedGraphError, UsageError
 from soul_deploy.frontend.outputs import Key
 from soul_deploy.frontend.sizes import Refusal
-from soul_deploy.ir import NeuronSpec, SurrogateName
-from soul_deploy.ir.neurons import LARGEST
-from soul_deploy.runtime.dynamics import snntorch
 
 SNNTORCH = "snntorch"
 STATES: Mapping[str, tuple[str, ...]] = {
     "Leaky": ("mem",),
     "Lapicque": ("mem",),
     "Synaptic": ("syn", "mem"),
+    "RLeaky": ("spk", "mem"),
+    "RSynaptic": ("spk", "syn", "mem"),
 }
-"""The neurons that are known, and their state in the order of arguments and results."""
-RESETS = {"_base_sub": "subtract", "_base_zero": "zero", "_base_int": "none"}
-"""What neurons compute by (snntorch/_neurons, 1.0.0), and the reset_mechanism it means."""
-LEFT_ALONE = {"inhibition": False, "state_quant": False}
+"""The neurons that are known, and their state in the order of arguments."""
+SPIKES = "spk"
+"""The state that is what a neuron sent last: the first of its results."""
+PARTS = ("RecurrentOneToOne",)
+"""Modules inside of these neurons."""
 
 
 def kind_of(cls: type) -> str | None:
@@ -47,6 +44,19 @@ def states_of(module: nn.Module) -> tuple[str, ...]:
     return STATES[kinds[0]] if kinds else ("mem",)
 
 
+def results_of(module: nn.Module) -> tuple[str | None, ...]:
+    """Which state each result of a call is; None: its spikes, which are a state of some too."""
+    return None, *(state for state in states_of(module) if state != SPIKES)
+
+
+def recurrent_layer(module: Any) -> nn.Module | None:
+    """The layer between a neuron's last spikes and its current; None where each sees its own."""
+    if SPIKES not in states_of(module) or not module.all_to_all:
+        return None
+    layer: nn.Module = module.recurrent
+    return layer
+
+
 def is_stepped(module: nn.Module) -> bool:
     """Whether a module is one of snnTorch's neurons, or made of one."""
     bases = type(module).__mro__
@@ -57,155 +67,9 @@ def _is_of_snntorch(cls: type) -> bool:
     return cls.__module__.split(".")[0] == SNNTORCH
 
 
-def spec_of(path: str, module: Any) -> NeuronSpec:
-    """The neuron of a module of snnTorch's, exactly as it computes.
-
-    A Leaky that is reset to zero tells from its membrane whether it fired, a step later; resetting
-    it at once is the same. Raises UnsupportedGraphError for what changes its arithmetic.
-    """
-    mechanism = _mechanism(path, module)
-    for name, usual in LEFT_ALONE.items():
-        if getattr(module, name) is not usual:
-            raise UnsupportedGraphError(f"{path}: {name} = {getattr(module, name)!r} is not known")
-    if not torch.equal(module.graded_spikes_factor, torch.ones_like(module.graded_spikes_factor)):
-        raise UnsupportedGraphError(f"{path}: graded_spikes_factor other than 1 is not supported")
-    surrogate, alpha = _surrogate(path, module.spike_grad)
-    shared = {
-        "v_threshold": _number(path, module, "threshold"),
-        "surrogate": surrogate,
-        "surrogate_alpha": alpha,
-        "fire": "gt",
-    }
-    try:
-        return SPECS[type_name(module)](path, module, mechanism, shared)
-    except UsageError as error:
-        raise UnsupportedGraphError(f"{path}: {error}") from error
-
-
 def type_name(module: nn.Module) -> str:
     """Which of STATES a known neuron is; a subclass without code of its own is its base."""
     return next(kind for base in type(module).__mro__ if (kind := kind_of(base)) is not None)
-
-
-def _leaky(path: str, module: Any, mechanism: str, shared: dict[str, Any]) -> NeuronSpec:
-    """`NeuronSpec.form` "snntorch"; of a family with more state where a reset at once subtracts,
-    since a membrane that stays above its threshold then resets the next step.
-    """
-    beta = _decay(path, module, "beta")
-    if mechanism == "subtract" and not module.reset_delay:
-        return _of_family("snn_leaky", module, mechanism, shared, beta=beta)
-    if beta == 0:
-        raise UnsupportedGraphError(f"{path}: beta 0, which leaves nothing of a membrane")
-    return NeuronSpec(
-        family="if" if beta == 1 else "lif",
-        tau=2.0 if beta == 1 else min(1.0 / (1.0 - beta), LARGEST),
-        decay_input=False,
-        v_reset=0.0 if mechanism == "zero" else None,
-        v_subtract=0.0 if mechanism == "none" else None,
-        form="snntorch",
-        **shared,
-    )
-
-
-def spec_as_read(path: str, module: Any, spec: NeuronSpec) -> NeuronSpec:
-    """The neuron with snnTorch's own membrane after each step, from which class scores are read.
-
-    A Leaky that is reset to zero keeps it up to the next step, in which it is reset.
-    """
-    mechanism = _mechanism(path, module)
-    if type_name(module) != "Leaky" or mechanism != "zero":
-        return spec
-    shared = {
-        name: getattr(spec, name)
-        for name in ("v_threshold", "surrogate", "surrogate_alpha", "fire")
-    }
-    return _of_family("snn_leaky", module, mechanism, shared, beta=_decay(path, module, "beta"))
-
-
-def _synaptic(path: str, module: Any, mechanism: str, shared: dict[str, Any]) -> NeuronSpec:
-    decays = {name: _decay(path, module, name) for name in ("alpha", "beta")}
-    return _of_family("snn_synaptic", module, mechanism, shared, **decays)
-
-
-def _lapicque(path: str, module: Any, mechanism: str, shared: dict[str, Any]) -> NeuronSpec:
-    circuit = {name: _number(path, module, name) for name in ("R", "C", "time_step")}
-    return _of_family("snn_lapicque", module, mechanism, shared, **circuit)
-
-
-def _of_family(
-    family: str, module: Any, mechanism: str, shared: dict[str, Any], **numbers: float
-) -> NeuronSpec:
-    """A neuron of `runtime.dynamics.snntorch`."""
-    numbers |= {
-        "threshold": shared["v_threshold"],
-        "reset": snntorch.RESETS[mechanism],
-        "delay": float(getattr(module, "reset_delay", True)),
-    }
-    return NeuronSpec(family=family, settings=tuple(numbers.items()), **shared)
-
-
-SPECS: Mapping[str, Callable[[str, Any, str, dict[str, Any]], NeuronSpec]] = {
-    "Leaky": _leaky,
-    "Lapicque": _lapicque,
-    "Synaptic": _synaptic,
-}
-
-
-def _mechanism(path: str, module: Any) -> str:
-    function = getattr(module, "state_function", None)
-    mechanism = RESETS.get(getattr(function, "__name__", ""))
-    name = type_name(module)
-    if mechanism is None or (name != "Lapicque" and not hasattr(module, "reset_delay")):
-        raise UnsupportedGraphError(
-            f"{path}: a {name} of another version of snnTorch than 1.0.0, the one that is known "
-            "here"
-        )
-    said = list(RESETS.values())[int(module.reset_mechanism_val)]
-    if said != mechanism:
-        raise UnsupportedGraphError(
-            f"{path}: it computes reset_mechanism {mechanism!r} and says {said!r}, which was set "
-            f"after it was made; give reset_mechanism to {name}(...)"
-        )
-    return mechanism
-
-
-def _number(path: str, module: Any, name: str) -> float:
-    value: Tensor = getattr(module, name)
-    if value.numel() != 1:
-        raise UnsupportedGraphError(
-            f"{path}: {name} of shape {tuple(value.shape)}, a number for each neuron; supported is "
-            "one for all of them"
-        )
-    return float(value.detach().float())
-
-
-def _decay(path: str, module: Any, name: str) -> float:
-    """As snnTorch clamps it."""
-    return min(max(_number(path, module, name), 0.0), 1.0)
-
-
-def _surrogate(path: str, function: Any) -> tuple[SurrogateName, float]:
-    """Name and width, which matter only if the network is trained further.
-
-    All that snnTorch defines fire where the membrane is above the threshold.
-    """
-    name = getattr(function, "__qualname__", "").split(".")[0]
-    own = getattr(function, "__module__", "").startswith(f"{SNNTORCH}.")
-    if not own:
-        raise UnsupportedGraphError(
-            f"{path}: spike_grad is no function of snntorch.surrogate: when it fires is not known"
-        )
-    inner = inspect.getclosurevars(function).nonlocals
-    if name == "atan":
-        return "atan", float(inner["alpha"])
-    if name == "sigmoid":
-        return "sigmoid", float(inner["slope"])
-    text = (
-        f"{path}: surrogate function {name} is not known here; if this network is trained further, "
-        "atan (alpha 2) takes its place. Known: atan, sigmoid"
-    )
-    warnings.warn(NetworkWarning(text), stacklevel=2)
-    return "atan", 2.0
 
 
 def rest() -> NoReturn:
@@ -298,11 +162,11 @@ def _used(path: str, module: Any, state: str, given: Any) -> Any:
 
 def results(module: Any, called: Any) -> Any:
     """What a call returns, of `called`: its spikes and the state that its neuron now holds."""
-    states = states_of(module)
-    vars(module).update({state: called[1 + i] for i, state in enumerate(states)})
+    given = {state or SPIKES: called[i] for i, state in enumerate(results_of(module))}
+    vars(module).update({state: given[state] for state in states_of(module)})
     if module.init_hidden and not module.output:
         return called[0]
-    return called[0], *(vars(module)[state] for state in states)
+    return tuple(given.values())
 
 
 @contextmanager

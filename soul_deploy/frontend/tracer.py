@@ -31,14 +31,14 @@ from soul_deploy.frontend.spiking_nodes import NEURONS
 SUPPORTED = (
     "Conv2d, Linear, BatchNorm1d/2d, tdBN, ann2snn's scalers, spiking neurons (SpikingNeuron; "
     f"SpikingJelly's {', '.join(NEURONS)}, and at the end NonSpikingIFNode, NonSpikingLIFNode; "
-    "snnTorch's Leaky, Synaptic, Lapicque), MaxPool2d, "
+    f"snnTorch's {', '.join(stepped.STATES)}), MaxPool2d, "
     "AvgPool2d, AdaptiveAvgPool2d, Flatten, Merge, Dropout, Identity, RateReadout, VoteReadout, "
     "SpikingJelly's layers of these names and its MultiStepContainer, SeqToANNContainer, "
-    "VotingLayer; in forward: +, x * y and x * (1 - y) of spikes, x * c and x / c by constants, "
-    "flatten and views that only merge axes, permute and back, the mean over time or space, "
-    "the sum, the maximum or the last step of time, adaptive_avg_pool2d, max_pool2d, unsqueeze(0) "
-    "and repeat over time; with snnTorch's neurons loops over time, x[t], and torch.stack of all "
-    "steps"
+    "LinearRecurrentContainer, ElementWiseRecurrentContainer, VotingLayer; in forward: +, x * y "
+    "and x * (1 - y) of spikes, x * c and x / c by constants, flatten and views that only merge "
+    "axes, permute and back, the mean over time or space, the sum, the maximum or the last step of "
+    "time, adaptive_avg_pool2d, max_pool2d, unsqueeze(0) and repeat over time; with snnTorch's "
+    "neurons loops over time, x[t], and torch.stack of all steps"
 )
 Takes = Literal["image", "sequence", "step"]
 _FRAME = re.compile(r'File "(.*)", line (\d+), in \S+\n\s*(.*)')

@@ -19,7 +19,7 @@ import torch
 from torch import fx
 
 from soul_deploy.base.errors import NetworkWarning
-from soul_deploy.frontend import module_kinds, outputs, reduced, stepped
+from soul_deploy.frontend import module_kinds, outputs, reduced, stepped, stepped_specs
 
 if TYPE_CHECKING:
     from soul_deploy.frontend.graph_builder import GraphBuilder
@@ -60,7 +60,7 @@ class Unrolled:
             return
         called = node.args[0] if node.target is operator.getitem else None
         if isinstance(called, fx.Node) and _is_neuron(_module_of(builder, called)):
-            states = (None, *stepped.states_of(_module_of(builder, called)))
+            states = stepped.results_of(_module_of(builder, called))
             part = states[int(str(node.args[1]))]  # of (spikes, state, ...)
             builder.values[node] = replace(builder.values[called], membrane=part)
             return
@@ -125,6 +125,7 @@ class Unrolled:
         for state, given in zip(stepped.states_of(module), node.args[1:], strict=True):
             self._check_membrane(builder, node, (path, state, step), given)
         if step == 0:
+            stepped_specs.check_place(path, module, builder.shapes[current.name])
             converted = module_kinds.CONVERTERS[stepped.type_name(module)](
                 path, (current.name,), module
             )
@@ -166,7 +167,8 @@ class Unrolled:
             self.kept.add(path)
             return
         membrane = builder.values.get(given)
-        own = ("", "any"), (path, state)
+        own: set[tuple[str, str | None]] = {("", "any"), (path, state)}
+        own |= {(path, None)} if state == stepped.SPIKES else set()
         if membrane is None or (membrane.name, membrane.membrane) not in own:
             what = f"neuron {path!r} with another membrane than its own of the step before"
             raise builder.unsupported(node, what)

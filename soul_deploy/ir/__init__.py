@@ -1,6 +1,7 @@
 """The spiking graph as frozen data: nodes, edges, neurons, JSON. Others import from here."""
 
 from soul_deploy.ir.channelwise import ChannelNorm, Scale
+from soul_deploy.ir.feedback import OneToOne
 from soul_deploy.ir.graph import UNREADABLE, SpikingGraph, node_from_json, node_to_json
 from soul_deploy.ir.neurons import (
     ANALOG,

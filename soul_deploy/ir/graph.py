@@ -25,6 +25,7 @@ from soul_deploy.runtime.format.validate import MAX_NEURONS
 
 NodeT = TypeVar("NodeT", bound=Node)
 SUBTRACT, OVER_TIME, NEURON = "v_subtract", "over_time", "neuron"
+FEEDBACK = "feedback"
 SETTINGS, TENSORS = "settings", "tensors"
 MAX_SIDE = 1 << 31
 UNREADABLE = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError)
@@ -61,6 +62,12 @@ class SpikingGraph:
                 raise UnsupportedGraphError(
                     f"{node.name}: {shapes[node.name]} is more than {MAX_NEURONS} values"
                 )
+            back = node.feedback
+            if back is not None:
+                if back.name in shapes:
+                    raise UnsupportedGraphError(f"two nodes are called {back.name!r}")
+                shapes[back.name] = back.output_shape([shapes[node.name]])
+                edges[back.name] = back.output_edge([edges[node.name]])
         object.__setattr__(self, "shapes", MappingProxyType(shapes))
         object.__setattr__(self, "edges", MappingProxyType(edges))
         if not self.nodes or not isinstance(self.nodes[0], Input):
@@ -79,16 +86,25 @@ class SpikingGraph:
 
     @cached_property
     def by_name(self) -> Mapping[str, Node]:
-        return MappingProxyType({node.name: node for node in self.nodes})
+        """All nodes, feedbacks among them."""
+        found = {node.name: node for node in self.nodes}
+        return MappingProxyType(found | {back.name: back for back in self.feedbacks.values()})
 
     @cached_property
     def consumers(self) -> Mapping[str, tuple[str, ...]]:
-        """For each node, the names of the nodes that read it."""
+        """For each node, the names of the nodes that read it at the same step."""
         found: dict[str, list[str]] = {node.name: [] for node in self.nodes}
         for node in self.nodes:
             for name in node.inputs:
                 found[name].append(node.name)
+        found |= {back.name: [name] for name, back in self.feedbacks.items()}
         return MappingProxyType({name: tuple(users) for name, users in found.items()})
+
+    @cached_property
+    def feedbacks(self) -> Mapping[str, Node]:
+        """Population -> what its own spikes of the step before go through; those that have it."""
+        found = {node.name: node.feedback for node in self.nodes}
+        return MappingProxyType({name: back for name, back in found.items() if back is not None})
 
     def of_type(self, kind: type[NodeT]) -> Iterator[NodeT]:
         """Nodes of one type, in execution order."""
@@ -234,7 +250,9 @@ def node_to_json(node: Node) -> dict[str, Any]:
     values: dict[str, Any] = {"op": node.op}
     for item in fields(node):
         value = getattr(node, item.name)
-        if isinstance(value, (NeuronSpec, BatchNorm)):
+        if isinstance(value, Node):
+            value = node_to_json(value)
+        elif isinstance(value, (NeuronSpec, BatchNorm)):
             value = {inner.name: getattr(value, inner.name) for inner in fields(value)}
             if value.get(SUBTRACT, 0.0) is None:
                 del value[SUBTRACT]  # few have it, and earlier versions do not know it
@@ -248,6 +266,8 @@ def node_to_json(node: Node) -> dict[str, Any]:
         del values[OVER_TIME]  # earlier versions know no other
     if NEURON in values and values[NEURON] is None:
         del values[NEURON]  # of a readout: they know none
+    if values.get(FEEDBACK, node) is None:
+        del values[FEEDBACK]
     return values
 
 
@@ -258,14 +278,19 @@ def bounded_integer(value: Any) -> int:
     return value
 
 
-def node_from_json(entry: Any, kind: type[NodeT]) -> NodeT:
-    """The node of `node_to_json`. Raises ValueError, KeyError or TypeError for no such `kind`."""
+def node_from_json(
+    entry: Any, kind: type[NodeT], ops: Mapping[str, type[Node]] = nodes.OPS
+) -> NodeT:
+    """The node of `node_to_json`. Raises ValueError, KeyError or TypeError for no such `kind`.
+
+    ops: what it can be, by operation.
+    """
     values = dict(entry)
-    cls = nodes.OPS[values.pop("op")]
+    cls = ops[values.pop("op")]
     if not issubclass(cls, kind):
         raise ValueError(f"{kind.op} {cls.op!r}")
     known = {item.name for item in fields(cls)}
-    if set(values) | (OPTIONAL if cls is Readout else set()) != known:
+    if set(values) | (known & OPTIONAL.get(cls, set())) != known:
         raise ValueError(f"{cls.op}: fields {sorted(values)}, expected {sorted(known)}")
     for name, value in values.items():
         values[name] = _field_from_json(name, value)
@@ -274,7 +299,8 @@ def node_from_json(entry: Any, kind: type[NodeT]) -> NodeT:
     return cls(**values)
 
 
-OPTIONAL = {OVER_TIME, NEURON}  # fields of a readout
+OPTIONAL: Mapping[type[Node], set[str]] = {Readout: {OVER_TIME, NEURON}, Population: {FEEDBACK}}
+"""Fields that a file leaves out where they are as in files before there were others."""
 TEXTS, TRUTHS = ("name", "function", OVER_TIME), ("bias", "linear")
 PAIRS = {"kernel": 1, "stride": 1, "padding": 0, "dilation": 1, "size": 1}  # and the least side
 
@@ -288,6 +314,8 @@ def _field_from_json(name: str, value: Any) -> Any:
         return _spec_from_json(value)
     if name == "norm":
         return None if value is None else _norm_from_json(value)
+    if name == FEEDBACK:
+        return node_from_json(value, Node, nodes.FEEDBACKS)
     if name == "factor":
         return None if value is None else _number(name, value)
     if name in TEXTS or name in TRUTHS:

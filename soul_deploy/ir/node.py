@@ -75,6 +75,11 @@ class Node:
         """How many of its channels, the last, fire a stored pattern."""
         return 0
 
+    @property
+    def feedback(self) -> "Node | None":
+        """What its own values of the step before go through, onto its input."""
+        return None
+
     def output_shape(self, inputs: Sequence[Shape]) -> Shape:
         """The output's shape without time and batch. Raises UsageError if the inputs don't fit."""
         raise NotImplementedError

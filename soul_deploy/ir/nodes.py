@@ -10,7 +10,7 @@ from typing import ClassVar, Literal
 
 from soul_deploy.base import brief, reduction
 from soul_deploy.base.errors import UsageError
-from soul_deploy.ir import channelwise, neurons, node, pools
+from soul_deploy.ir import channelwise, feedback, neurons, node, pools
 
 SIDES = ("bound", "low")  # of an edge
 MergeFunction = Literal["add", "and", "iand"]
@@ -159,6 +159,7 @@ class Population(node.Node):
 
     generated  channels appended behind those of the current: they fire a stored pattern
                (`<name>.pattern`, (T, generated)) whatever the input is, with no neuron behind it
+    feedback   what its own spikes of the step before add to its current (ir/feedback.py), or None
     """
 
     op: ClassVar[str] = "population"
@@ -167,20 +168,31 @@ class Population(node.Node):
     gives: ClassVar[neurons.Edge | None] = neurons.SPIKE
     neuron: neurons.NeuronSpec
     generated: int = 0
+    feedback: node.Node | None = None
 
     def tensors(self, inputs: Sequence[node.Shape], time_steps: int) -> Mapping[str, node.Shape]:
         own = self.neuron.tensor_shapes(self.name, inputs[0], time_steps)
         pattern = {f"{self.name}.pattern": (time_steps, self.generated)} if self.generated else {}
-        return own | pattern
+        back = {} if self.feedback is None else dict(self.feedback.tensors(inputs, time_steps))
+        return {**own, **pattern, **back}
 
     def output_shape(self, inputs: Sequence[node.Shape]) -> node.Shape:
-        return (inputs[0][0] + self.generated, *inputs[0][1:])
+        shape = (inputs[0][0] + self.generated, *inputs[0][1:])
+        if self.feedback is not None:
+            feedback.check(self.feedback, self.name, self.neuron, inputs[0], shape)
+        return shape
+
+    def magnitude(self) -> node.Node:
+        if self.feedback is None:
+            return self
+        return replace(self, feedback=self.feedback.magnitude())
 
     def output_edge(self, inputs: Sequence[neurons.Edge]) -> neurons.Edge:
         return self.neuron.edge
 
     def describe(self) -> str:
         more = f", {self.generated} generated channels" if self.generated else ""
+        more += "" if self.feedback is None else f"; feedback {self.feedback.describe()}"
         return neurons.described(self.neuron) + more
 
 
@@ -379,3 +391,7 @@ OPS: dict[str, type[node.Node]] = {
         *(channelwise.Scale, channelwise.ChannelNorm),
     )
 }
+FEEDBACKS: dict[str, type[node.Node]] = {
+    cls.op: cls for cls in (Convolution, Linear, feedback.OneToOne)
+}
+"""What a population's feedback can be, by operation."""

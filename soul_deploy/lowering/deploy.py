@@ -17,6 +17,7 @@ from soul_deploy.lowering import (
     fan_out,
     fold_batch_norm,
     linear_operators,
+    one_to_one,
     rescaling,
 )
 from soul_deploy.lowering.liveness import live_neurons, live_values
@@ -26,6 +27,8 @@ from soul_deploy.nn.neuron import learned_number
 from soul_deploy.runtime.equations import Equation
 
 CACHE = "_deployed"
+
+linear_operators.base_operator.on(ir.OneToOne)(one_to_one.operator_of)
 
 
 @brief
@@ -127,9 +130,12 @@ class Deployed:
 
     @cached_property
     def layers(self) -> tuple[fan_out.CountedLayer, ...]:
-        """Every projection, then the readout, in execution order."""
+        """Every projection, then feedbacks, then the readout, in execution order."""
         form = self.composed
-        return tuple(_layer(node, form) for node in (*form.graph.projections, form.graph.readout))
+        graph = form.graph
+        backs = (_layer(node, form, fan_out.CountedFeedback) for node in graph.feedbacks.values())
+        plain = [_layer(node, form) for node in (*graph.projections, graph.readout)]
+        return (*plain[:-1], *backs, plain[-1])
 
     @cached_property
     def counted(self) -> tuple[fan_out.Counted, ...]:
@@ -155,11 +161,13 @@ counted_as.on(
 
 
 @counted_as.on(ir.Projection, ir.Readout)
-def _layer(node: ir.Node, lowered: Deployed) -> fan_out.CountedLayer:
+def _layer(
+    node: ir.Node, lowered: Deployed, kind: type[fan_out.CountedLayer] = fan_out.CountedLayer
+) -> fan_out.CountedLayer:
     graph, linear = lowered.graph, lowered.operator(node.name)
     behind = fan_out.population_behind(graph, node.name)
     live = fan_out.live_targets(graph, lowered.model.neuron_masks, node.name)
-    return fan_out.CountedLayer(node.name, linear, graph.edges[linear.source], behind, live)
+    return kind(node.name, linear, graph.edges[linear.source], behind, live)
 
 
 @counted_as.on(ir.MaxPool)
@@ -170,7 +178,7 @@ def _pooling(node: ir.MaxPool, lowered: Deployed) -> fan_out.CountedPooling:
 
 @counted_as.on(ir.Population)
 def _neurons(node: ir.Population, lowered: Deployed) -> fan_out.CountedPopulation | None:
-    """None for the only population behind a projection: both are one entry."""
+    """None for the only population behind a projection, or with a feedback: both are one entry."""
     if node.name in {layer.population for layer in lowered.layers}:
         return None
     shape, live = lowered.graph.shapes[node.inputs[0]], lowered.model.neuron_masks.get(node.name)
@@ -255,6 +263,9 @@ def with_every_synapse(graph: ir.SpikingGraph) -> Deployed:
     shapes = {node.name: node.weight_shape for node in graph.projections}
     if readout.linear:
         shapes[readout.name] = (readout.classes, graph.shapes[readout.inputs[0]][0])
+    for population, back in graph.feedbacks.items():
+        one = fold_batch_norm.by_channel(graph.shapes[population])
+        shapes[back.name] = back.weight_shape if isinstance(back, ir.Projection) else one
     ones = {
         name: fold_batch_norm.DeployedWeights(np.broadcast_to(np.float32(1), shape), None)
         for name, shape in shapes.items()

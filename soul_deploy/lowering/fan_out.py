@@ -67,6 +67,10 @@ class CountedLayer(Counted):
         """Synapses onto live targets from each input (see `fanout`)."""
         return fanout(self.linear.operator, self.live)
 
+    def arriving(self, values: Tensor) -> Tensor:
+        """What reaches it at each step, of the values (T, B, ...) that its source holds."""
+        return values
+
     @property
     def targets(self) -> int:
         """How many live targets there are."""
@@ -76,6 +80,20 @@ class CountedLayer(Counted):
     def biased(self) -> int:
         """How many live targets have a bias that is not 0."""
         return self.linear.operator.biased(self.live)
+
+
+@brief
+@dataclass(frozen=True)
+class CountedFeedback(CountedLayer):
+    """A population's feedback: what arrives are its own spikes of the step before."""
+
+    def arriving(self, values: Tensor) -> Tensor:
+        return step_before(values)
+
+
+def step_before(values: Tensor) -> Tensor:
+    """Values (T, B, ...) one step later, 0 at the first."""
+    return torch.cat([torch.zeros_like(values[:1]), values[:-1]])
 
 
 @dataclass(frozen=True)
@@ -114,9 +132,16 @@ def needed_values(entry: Counted) -> tuple[str, ...]:
 
 
 def population_behind(graph: ir.SpikingGraph, projection: str) -> str | None:
-    """The population that a projection feeds, if it feeds nothing else."""
+    """The population that a projection feeds, if it feeds nothing else: one layer with it.
+
+    With a feedback, the population's neurons belong to that; what feeds it stands apart, since it
+    is known for all steps before the first spike is.
+    """
     consumers = graph.consumers[projection]
-    return consumers[0] if len(consumers) == 1 and graph[consumers[0]].fires else None
+    if len(consumers) != 1 or not graph[consumers[0]].fires:
+        return None
+    back = graph[consumers[0]].feedback
+    return consumers[0] if back is None or back.name == projection else None
 
 
 def live_targets(

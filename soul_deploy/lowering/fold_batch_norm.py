@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from soul_deploy.base import Array, brief, errors
-from soul_deploy.ir import BatchNorm, Projection, Readout, SpikingGraph
+from soul_deploy.ir import BatchNorm, Node, OneToOne, Projection, Readout, Shape, SpikingGraph
 
 
 @brief
@@ -34,18 +34,37 @@ class ChannelConstants:
 def fold(
     graph: SpikingGraph, state: Mapping[str, Array], channel_masks: Mapping[str, Array]
 ) -> dict[str, DeployedWeights]:
-    """Deployed weights of every projection and of the readout's head, by node name.
+    """Deployed weights of every projection, feedback and of the readout's head, by node name.
 
     `channel_masks`: population or projection -> bool (C,); of a masked channel, row and bias are 0.
     """
     folded = {node.name: _fold_one(node, state) for node in graph.projections}
+    for population, back in graph.feedbacks.items():
+        folded[back.name] = _of_feedback(back, graph.shapes[population], state)
     for name, keep in channel_masks.items():
         source = graph.masked_projection(name)
-        folded[source] = _masked(folded[source], keep)
+        charged = (
+            graph.feedbacks[p].name for p in graph.charged_by(source) if p in graph.feedbacks
+        )
+        for masked in (source, *charged):
+            folded[masked] = _masked(folded[masked], keep)
     readout = graph.readout
     if readout.linear:
         folded[readout.name] = DeployedWeights(*_weight_and_bias(readout, state))
     return folded
+
+
+def _of_feedback(node: Node, shape: Shape, state: Mapping[str, Array]) -> DeployedWeights:
+    """Weights of a feedback; of each neuron to itself by channel, beside the map: (C, 1, 1)."""
+    if isinstance(node, Projection):
+        return DeployedWeights(*_weight_and_bias(node, state))
+    assert isinstance(node, OneToOne), node
+    return DeployedWeights(np.full(by_channel(shape), node.factor, np.float32), None)
+
+
+def by_channel(shape: Shape) -> Shape:
+    """Sides of one number for each channel that stand beside values of `shape`."""
+    return (shape[0], *[1] * (len(shape) - 1))
 
 
 def _fold_one(node: Projection, state: Mapping[str, Array]) -> DeployedWeights:

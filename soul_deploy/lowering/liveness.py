@@ -30,7 +30,8 @@ def live_neurons(
     operator: Callable[[str], linear_operators.LinearProjection],
     neuron_masks: Mapping[str, Array],
 ) -> dict[str, Array]:
-    """Population -> bool of its shape: the fixpoint, found in one pass from the readout back.
+    """Population -> bool of its shape: the fixpoint, found in one pass from the readout back, in
+    which neurons that feed back to others of their own population are followed to the end.
 
     operator: gives the linear operator of a projection or of the readout.
     """
@@ -39,10 +40,25 @@ def live_neurons(
     for node in reversed(graph.nodes):
         if node.name in neuron_masks:
             read[node.name] = read[node.name] & neuron_masks[node.name]
+        if node.feedback is not None:
+            _through_feedback(node, walk, neuron_masks.get(node.name))
         weighs = node.projects or node is graph.readout
         for name in (operator(node.name).source,) if weighs else node.inputs:
             read[name] |= needed_inputs(node, walk).reshape(graph.shapes[name])
     return {node.name: read[node.name] for node in graph.populations}
+
+
+def _through_feedback(node: ir.Node, walk: _Backwards, mask: Array | None) -> None:
+    """Add the neurons whose spikes reach, through the feedback, those that are read."""
+    assert node.feedback is not None
+    read, operator = walk.read[node.name], walk.operator(node.feedback.name).operator
+    while True:
+        feeding = fan_out.fanout(operator, read) > 0
+        more = read | (feeding if mask is None else feeding & mask)
+        if np.array_equal(more, read):
+            break
+        read = more
+    walk.read[node.name] = read
 
 
 @dispatch.operation_table(ir.Node)

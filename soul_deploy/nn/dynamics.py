@@ -19,6 +19,22 @@ Observer = Callable[[int, Tensor, Tensor], None]
 """Called after each step with (t, spikes, membrane potential after reset), both (B, ...)."""
 
 
+FedBack = Callable[[Tensor], Tensor]
+"""What spikes (B, ...) of the step before add to the current of their own population."""
+
+
+def current_at(
+    t: int, current: Tensor, *, static: bool, sent: list[Tensor], feedback: FedBack | None
+) -> Tensor:
+    """The current (B, ...) of step t: what arrives, then what is fed back of what was sent at the
+    step before, of which there is none at the first.
+    """
+    x = current if static else current[t]
+    if feedback is None:
+        return x
+    return x + feedback(sent[-1] if sent else torch.zeros_like(x))
+
+
 class _Compare(torch.autograd.Function):
     """1 where the potential is above (or at) its level; the surrogate's slope backwards."""
 
@@ -143,7 +159,7 @@ def deployed(spec: NeuronSpec, tensors: Mapping[str, Tensor], rank: int) -> Equa
 
 def simulate(
     spec: NeuronSpec, tensors: Mapping[str, Tensor], current: Tensor, steps: int, *, static: bool,
-    observe: Observer | None,
+    observe: Observer | None, feedback: FedBack | None = None,
 ) -> Tensor:  # fmt: skip
     """What the neurons send, integers (T, B, ...), for a current (T, B, ...), or (B, ...) if
     `static`. The observer sees the first state variable after each step.
@@ -159,7 +175,8 @@ def simulate(
     sent: list[Tensor] = []
     for t in range(steps):
         numbers = tuple(c[min(t, len(c) - 1)] if isinstance(c, Tensor) else c for c in constants)
-        state = parts.charge(current if static else current[t], state, numbers)
+        x = current_at(t, current, static=static, sent=sent, feedback=feedback)
+        state = parts.charge(x, state, numbers)
         s = send(*parts.decide(state, numbers), float(spec.edge.low), float(spec.edge.bound or 1))
         state = parts.settle(s, state, numbers)
         sent.append(s)

@@ -5,7 +5,7 @@ of the original network is needed. Node by node it runs the same operations as t
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -164,7 +164,8 @@ class GraphModule(nn.Module):
         neuron = self.get_submodule(node.name)
         assert isinstance(neuron, SpikingNeuron)
         see = None if observe is None else partial(observe, node.name)
-        spikes = neuron.simulate(source.tensor, static=source.static, observe=see)
+        back = None if node.feedback is None else partial(self.fed_back, node.name)
+        spikes = neuron.simulate(source.tensor, static=source.static, observe=see, feedback=back)
         if node.generated:  # (T, B, C, ...) and the pattern (T, G) to (T, B, C + G, ...)
             steps, batch, _, *space = spikes.shape
             pattern = neuron.get_buffer("pattern").to(spikes)
@@ -172,6 +173,34 @@ class GraphModule(nn.Module):
             spikes = torch.cat([spikes, pattern.expand(steps, batch, -1, *space)], dim=2)
         multiplier = self.neuron_gates.get(node.name)
         return Signal(spikes if multiplier is None else spikes * multiplier(), False)
+
+    def fed_back(self, population: str, spikes: Tensor) -> Tensor:
+        """What a population's spikes (N, ...) of a step add to its current of the next one.
+
+        Masks act on both: masked neurons send nothing, masked channels take nothing.
+        """
+        feedback = self.graph.feedbacks[population]
+        multiplier = self.neuron_gates.get(population)
+        x = spikes if multiplier is None else spikes * multiplier()
+        if isinstance(feedback, ir.Projection):
+            y = self._weigh(feedback, x)
+        else:
+            y = operations.unweighed(feedback, x)
+        source = self.graph.masked_projection(population)
+        for name in (source, *self.graph.charged_by(source)):
+            if name in self.channel_masks:
+                return y * operations.by_channel(self.channel_masks[name].keep, y)
+        return y
+
+    def fire_taught(self, population: str, current: Signal, sent: Tensor) -> Tensor:
+        """What a population sends, (T, B, ...), when its feedback is given `sent`, (T, B, ...)."""
+        node, (steps, _) = self.graph[population], sent.shape[:2]
+        assert isinstance(node, ir.Population)
+        x = current.tensor
+        x = x.expand(steps, *x.shape) if current.static else x
+        before = torch.cat([torch.zeros_like(sent[:1]), sent[:-1]]).to(x.dtype)
+        back = layers.split_time(self.fed_back(population, before.flatten(0, 1)), sent)
+        return self._fire(replace(node, feedback=None), Signal(x + back, False), None).tensor
 
     def _project(self, node: ir.Projection, x: Tensor) -> Tensor:
         """The current; masks act on batch norm's gamma and beta: what is masked is exactly 0."""

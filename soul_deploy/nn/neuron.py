@@ -61,10 +61,18 @@ class SpikingNeuron(nn.Module):
         sent, unit = self.simulate(current, static=current.dim() in (2, 4)), self.spec.unit
         return sent if unit == 1 else sent * unit
 
-    def simulate(self, current: Tensor, *, static: bool, observe: Observer | None = None) -> Tensor:
+    def simulate(
+        self,
+        current: Tensor,
+        *,
+        static: bool,
+        observe: Observer | None = None,
+        feedback: dynamics.FedBack | None = None,
+    ) -> Tensor:
         """Spikes (T, B, ...) for a current (T, B, ...), or (B, ...) if `static`.
 
-        Of neurons that send integers these, not yet multiplied by their unit.
+        Of neurons that send integers these, not yet multiplied by their unit. feedback: what the
+        spikes of a step add to the current of the next one.
         """
         spec = self.spec
         steps = self.time_steps if static else len(current)
@@ -75,12 +83,15 @@ class SpikingNeuron(nn.Module):
             )
         if spec.dynamics is not None:
             held = dict(self.named_parameters())
-            return dynamics.simulate(spec, held, current, steps, static=static, observe=observe)
+            return dynamics.simulate(
+                spec, held, current, steps, static=static, observe=observe, feedback=feedback
+            )
         differentiated = torch.is_grad_enabled() and current.requires_grad
-        if spec.detach_reset and not spec.learned and differentiated:
+        if spec.detach_reset and not spec.learned and differentiated and feedback is None:
             spikes_of_all: Tensor = _Unrolled.apply(current, spec, steps, static, observe)
             return spikes_of_all
-        return self._step_by_step(current, steps, static=static, observe=observe)
+        how: Any = {"static": static, "observe": observe, "feedback": feedback}
+        return self._step_by_step(current, steps, **how)
 
     def membranes(self, current: Tensor) -> Tensor:
         """The membrane after each step (T, B, ...), for a current (T, B, ...); differentiable."""
@@ -96,8 +107,9 @@ class SpikingNeuron(nn.Module):
         return torch.stack(seen)
 
     def _step_by_step(
-        self, current: Tensor, steps: int, *, static: bool, observe: Observer | None
-    ) -> Tensor:
+        self, current: Tensor, steps: int, *, static: bool, observe: Observer | None,
+        feedback: dynamics.FedBack | None = None,
+    ) -> Tensor:  # fmt: skip
         """As `simulate`, of neurons whose only state is their membrane."""
         spec = self.spec
         constant, threshold = self._constant(), self._threshold()
@@ -106,7 +118,8 @@ class SpikingNeuron(nn.Module):
         v = torch.full_like(current if static else current[0], rest)
         spikes: list[Tensor] = []
         for t in range(steps):
-            v = charge(v, current if static else current[t], constant, rest, threshold)
+            x = dynamics.current_at(t, current, static=static, sent=spikes, feedback=feedback)
+            v = charge(v, x, constant, rest, threshold)
             spike = dynamics.fire_with_surrogate(
                 v, threshold, spec.fire, spec.surrogate, spec.surrogate_alpha
             )

@@ -17,9 +17,9 @@ def modules_of(node: ir.Node, graph: ir.SpikingGraph) -> Iterable[tuple[str, nn.
     raise ir.no_entry(node, "GraphModule")
 
 
-modules_of.on(ir.Input, ir.Pool, ir.AdaptiveAvgPool, ir.Flatten, ir.Merge, ir.Scatter)(
-    lambda node, graph: ()
-)
+modules_of.on(
+    *(ir.Input, ir.Pool, ir.AdaptiveAvgPool, ir.Flatten, ir.Merge, ir.Scatter, ir.OneToOne)
+)(lambda node, graph: ())
 
 
 class ChannelScale(nn.Module):
@@ -72,6 +72,8 @@ def _neurons(node: ir.Population, graph: ir.SpikingGraph) -> Iterable[tuple[str,
     if node.generated:
         neuron.register_buffer("pattern", torch.zeros(graph.time_steps, node.generated))
     yield node.name, neuron
+    if node.feedback is not None:
+        yield from modules_of(node.feedback, graph)
 
 
 @modules_of.on(ir.Readout)
@@ -109,6 +111,9 @@ def _scaled(node: ir.Scale, x: Tensor) -> Tensor:
     if node.factor is None:
         raise errors.UsageError(f"{node.name}: its constants stand in the state dict")
     return x * node.factor
+
+
+unweighed.on(ir.OneToOne)(lambda node, x: x * node.factor)
 
 
 @unweighed.on(ir.Scatter)

@@ -179,13 +179,13 @@ from torch import nn
 class Net(nn.Module):
     def __init__(self):
         super().__init__()
-        self.conv, self.lif = nn.Conv2d(2, 4, 3), snntorch.RLeaky(beta=0.9, all_to_all=False)
+        self.conv, self.lif = nn.Conv2d(2, 4, 3), snntorch.Alpha(alpha=0.9, beta=0.8)
 
     def forward(self, x):
-        spikes, mem = self.lif.init_rleaky()
+        state = self.lif.init_alpha()
         for step in range(3):
-            spikes, mem = self.lif(self.conv(x), spikes, mem)
-        return spikes.mean((2, 3)), mem
+            spikes, *state = self.lif(self.conv(x), *state)
+        return spikes.mean((2, 3))
 """
 
 
@@ -199,5 +199,5 @@ def test_other_neurons_of_snntorch_are_refused_by_name(
     result = CliRunner().invoke(root, words.split())
     said = " ".join(result.stderr.split())
     assert result.exit_code == 1 and not (tmp_path / "net.safetensors").exists()
-    assert "module 'lif' (RLeaky) of snntorch is not supported" in said
-    assert "supported of its modules: Leaky, Lapicque, Synaptic" in said
+    assert "module 'lif' (Alpha) of snntorch is not supported" in said
+    assert "supported of its modules: Leaky, Lapicque, Synaptic, RLeaky, RSynaptic" in said

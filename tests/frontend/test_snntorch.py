@@ -22,7 +22,7 @@ from soul_deploy.cli.main import root
 from soul_deploy.export.event.build import export_event
 from soul_deploy.export.onnx.model import export_onnx
 from soul_deploy.export.verify.verify import verify
-from soul_deploy.frontend.stepped import spec_of
+from soul_deploy.frontend.stepped_specs import spec_of
 from soul_deploy.model.file import load, save
 from soul_deploy.model.model import Model
 from soul_deploy.nn.neuron import SpikingNeuron

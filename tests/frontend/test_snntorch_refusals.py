@@ -162,8 +162,8 @@ def test_steps_in_another_order_are_refused() -> None:
 
 
 SETTINGS: list[tuple[dict[str, Any], str]] = [
-    ({"beta": torch.full((30,), 0.9)}, r"lif1: beta of shape \(30,\), a number for each neuron"),
-    ({"beta": 0.9, "threshold": torch.ones(30)}, r"lif1: threshold of shape \(30,\)"),
+    ({"beta": torch.full((10,), 0.9)}, r"lif1: beta of shape \(10,\) for neurons \(30,\)"),
+    ({"beta": 0.9, "threshold": torch.ones(1, 30)}, r"lif1: threshold of shape \(1, 30\)"),
     ({"beta": 0.0}, "lif1: beta 0"),
     ({"beta": 0.9, "threshold": -1.0}, "lif1: v_threshold -1.0 must be above 0"),
     ({"beta": 0.9, "graded_spikes_factor": 2.0}, "lif1: graded_spikes_factor other than 1"),

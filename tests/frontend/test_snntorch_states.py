@@ -16,7 +16,7 @@ from soul_deploy.base.errors import UnsupportedGraphError
 from soul_deploy.export.event.build import export_event
 from soul_deploy.export.onnx.model import export_onnx
 from soul_deploy.export.verify.verify import verify
-from soul_deploy.frontend.stepped import spec_of
+from soul_deploy.frontend.stepped_specs import spec_of
 from soul_deploy.model.file import load, save
 from soul_deploy.nn.neuron import SpikingNeuron
 

@@ -35,13 +35,19 @@ class Tutorial5(nn.Module):
         states1, states2 = _states(mem1), _states(mem2)
         spk_rec, mem_rec = [], []
         for _ in range(T):
-            spk1, *states1 = self.lif1(self.fc1(x), *states1)
-            spk2, *states2 = self.lif2(self.fc2(spk1), *states2)
+            spk1, *states1 = _again(self.lif1, self.lif1(self.fc1(x), *states1))
+            spk2, *states2 = _again(self.lif2, self.lif2(self.fc2(spk1), *states2))
             spk_rec.append(spk2)
             mem_rec.append(states2[-1])
         if self.result == "membrane":
             return torch.stack(mem_rec)
         return torch.stack(spk_rec)
+
+
+def _again(neuron: Any, called: Any) -> Any:
+    """Spikes and the states of the next call; of recurrent neurons the spikes are one of these."""
+    spikes, *states = called
+    return (spikes, spikes, *states) if hasattr(neuron, "all_to_all") else (spikes, *states)
 
 
 def _states(made: Any) -> list[Any]:

@@ -12,7 +12,7 @@ from searching import few, masks_of, pruning_of, search_of, small_module
 
 from soul_deploy.analysis.connectivity import measure_connectivity
 from soul_deploy.analysis.synops import count_model
-from soul_deploy.base.errors import TargetError, UsageError
+from soul_deploy.base.errors import FileFormatError, TargetError, UsageError
 from soul_deploy.data.datasets import Data
 from soul_deploy.nn.graph_module import GraphModule
 from soul_deploy.prune.target import Quantity, Target
@@ -170,6 +170,29 @@ def test_a_shift_lands_within_5_percent(digits: Data, quantity: Quantity, value:
         np.testing.assert_allclose(alpha - start[name], done.offset, atol=2e-4 * widest)
     assert shifted(pruning, budget) is None
     assert all(layer.live for layer in pruning.meter.exact().layers)
+
+
+def test_an_estimate_of_synapses_is_corrected_by_what_was_counted(digits: Data) -> None:
+    """Whole rows are dead, which the estimate does not know: a look makes it what is counted."""
+    pruning, budget = budget_of(digits, Target("connectivity", 0.3))
+    spending, plain = budget.spending, pruning.meter.estimate() * budget.spending.dense
+    assert spending.estimate() == plain != spending.exact()
+    spending.look()
+    assert spending.estimate() == pytest.approx(spending.exact())
+    again = Budget(budget.target, subject_of(pruning, digits)).spending
+    again.restore({})  # of a version that did not correct
+    assert again.estimate() == plain
+    again.restore(spending.state())
+    assert again.estimate() == spending.estimate()
+    with pytest.raises(FileFormatError, match="correction 3: none of an estimate"):
+        again.restore({"correction": 3.0})
+    before = spending.state()
+    with torch.no_grad():
+        next(iter(pruning.masks)).alpha.fill_(-1)  # nothing of a layer is left for a moment
+    spending.look()
+    kept = spending.state()
+    assert spending.exact() == 0 < spending.estimate()
+    assert kept["correction"] == pytest.approx(before["correction"])
 
 
 def test_near_the_target_is_not_near_enough_where_it_is_asked_for(digits: Data) -> None:

@@ -50,6 +50,8 @@ def _made(path: Path, told: dict[str, Any]) -> Made:
         model = import_nir(path.with_suffix(".nir"), **told["said"])
         rename = {name.removeprefix("node_"): name for name in model.graph.shapes}
         missing = [name for name in sent if name not in rename]
+        if model.graph.readout.neuron is not None:  # whose membrane makes the scores
+            missing = [name for name in missing if sent.pop(name) is None]
         assert not missing, f"{missing} are no populations of the model: {list(rename)}"
         for name in list(sent):
             sent[rename[name]] = sent.pop(name)

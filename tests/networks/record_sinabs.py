@@ -91,7 +91,7 @@ def main(folder: Path) -> None:
         nn.Linear(20, 30),
         lif(),
         nn.Linear(30, 10),
-        sl.ExpLeakSqueeze(tau_mem=10.0, batch_size=BATCH),
+        sl.ExpLeakSqueeze(tau_mem=10.0, norm_input=True, batch_size=BATCH),
     )
     record(folder, "LIF, membrane of ExpLeak", network, (20,), 1.0, **how)
 

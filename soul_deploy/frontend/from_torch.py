@@ -98,10 +98,16 @@ def trace_with_input(
     builders: dict[tracer.Takes, graph_builder.GraphBuilder] = {}
     found: dict[tracer.Takes, _Attempt] = {}
     failed: dict[tracer.Takes, errors.UnsupportedGraphError] = {}
-    for takes in tracer.can_take(network, sequence):
+    orders = [(takes, False) for takes in tracer.can_take(network, sequence)]
+    if tracer.may_loop(network):  # where it is not called once a step
+        loops = tracer.LOOPS if sequence else tracer.LOOPS[::-1]
+        orders += [(takes, True) for takes in loops]
+    for takes, looped in orders:
+        if looped and "step" in found:
+            break
         builders[takes] = graph_builder.GraphBuilder(
             network, input_shape, time_steps, 2 if takes == "sequence" else 1,
-            function_rules.handle, output,
+            function_rules.handle, output, looped,
         )  # fmt: skip
         try:
             found[takes] = _trace_as(takes, network, builders[takes])
@@ -148,7 +154,10 @@ def _likelier(
     neurons that are called once a step, that of the trace that got further.
     """
     furthest = max(failed, key=lambda takes: builders[takes].reached)
-    if builders[furthest].unrolled is not None:
+    steps = builders[furthest].unrolled
+    if "step" in failed and (steps is None or max(steps.calls.values(), default=0) < 2):
+        return failed["step"]
+    if steps is not None:
         return failed[furthest]
     image, sequence = failed.get("image"), failed.get("sequence")
     if image is None or sequence is None:

@@ -229,6 +229,7 @@ HANDLERS: dict[Any, Handler] = {
     **dict.fromkeys((torch.unsqueeze, "unsqueeze"), time_rules.unsqueeze),
     **dict.fromkeys(("repeat", "expand"), time_rules.repeat),
     torch.stack: time_rules.stack,
+    torch.cat: time_rules.concatenate,
     operator.getitem: time_rules.part,
     **dict.fromkeys(("unbind", torch.unbind), time_rules.unbind),
     **dict.fromkeys((torch.select, "select"), time_rules.select),

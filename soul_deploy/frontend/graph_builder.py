@@ -19,11 +19,13 @@ from soul_deploy.frontend import (
     class_scores,
     membranes,
     module_kinds,
+    parallel,
     pooled_scales,
     recurrent,
     reduced,
     scaled_by,
     stepped,
+    summed,
     tracer,
     unrolled,
 )
@@ -37,12 +39,14 @@ class GraphBuilder:
     """Makes graph nodes of traced operations, each once, in the order in which they run.
 
     functions(builder, node) handles whatever is no module and no input. output: which of several
-    values that forward returns holds the class scores.
+    values that forward returns holds the class scores. looped: forward may call neurons of one
+    step in a loop over time.
     """
 
     def __init__(
         self, network: nn.Module, input_shape: ir.Shape, time_steps: int, input_lead: int,
         functions: Callable[["GraphBuilder", fx.Node], None], output: Key | None = None,
+        looped: bool = False,
     ) -> None:  # fmt: skip
         self.modules = dict(network.named_modules())
         self.input_shape = input_shape
@@ -55,7 +59,7 @@ class GraphBuilder:
         self.memory = tracer.TensorMemory()
         self.asked = False  # for a shape
         self.repeated = False  # an image, over time
-        by_steps = any(map(stepped.is_stepped, self.modules.values()))
+        by_steps = looped or any(map(stepped.is_stepped, self.modules.values()))
         self.unrolled = unrolled.Unrolled() if by_steps else None
         self.constants: dict[str, Tensor] = {}  # of the graph, not the network's own tensors
         self.reduced: reduction.OverTime | None = None  # what forward makes of the steps
@@ -136,6 +140,8 @@ class GraphBuilder:
         sources = node.all_input_nodes
         if not sources or tracer.changes_in_place(node):
             return sources[0] if sources else None
+        if node.target in summed.ADDITIONS:  # 0 + x is as x, and not x
+            return None
         made, source = self.values.get(node), self.values.get(sources[0])
         if made is None or source is None:
             return None
@@ -216,7 +222,9 @@ class GraphBuilder:
         self, node: fx.Node, path: str, kind: str, module: Any, source: TracedValue
     ) -> None:
         reduced.check_module(self, node, path, module, source)
-        check_place(path, module, self.shapes[source.name], self.time_steps)
+        check_place(path, module, kind, self.shapes[source.name], self.time_steps)
+        if kind in parallel.KINDS:
+            self.constants |= parallel.tensors_of(path, module, kind, self.time_steps)
         scaled_by.check_channels(self, node, path, module, source)
         converted = module_kinds.CONVERTERS[kind](path, (source.name,), module)
         after = replace(source, name=path)
@@ -336,6 +344,11 @@ class GraphBuilder:
         if value is not None and value.membrane and not (membranes and value.of_all_steps):
             what = f"the membrane of {value.name!r} outside its neuron, which only spikes leave,"
             raise self.unsupported(node, what)
+        if value is not None and value.partial:
+            what = f"the sum of {value.partial} of {self.time_steps} steps of {value.name!r}"
+            raise self.unsupported(
+                node, f"{what} (sum all of them in order, and go on then), which"
+            )
         if value is not None and value.pair:
             raise self.unsupported(argument, "max without .values, and the places of the maximum,")
         if value is None or value.inverse or value.order:

@@ -160,6 +160,11 @@ def step_mode(module: nn.Module) -> str | None:
     return getattr(module, "step_mode", None) if ours else None
 
 
+def takes_steps(module: nn.Module) -> bool:
+    """Whether a module is a neuron of SpikingJelly or Soul that takes one step at each call."""
+    return module_kind(module) in (*NEURONS, *soul.KINDS) and step_mode(module) == "s"
+
+
 def _is_within(cls: type, package: str) -> bool:
     root = f"{SPIKINGJELLY}.{package}"
     return cls.__module__ == root or cls.__module__.startswith(f"{root}.")

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from soul_deploy.base import brief
-from soul_deploy.frontend import module_kinds, soul, stepped, tracer
+from soul_deploy.frontend import module_kinds, parallel, soul, stepped, tracer
 from soul_deploy.ir import SpikingGraph
 from soul_deploy.nn.graph_module import GraphModule
 from soul_deploy.nn.layers import over_steps, split_time
@@ -189,6 +189,8 @@ def _membrane(module: Any, current: Tensor) -> Tensor:
         return torch.stack(seen)
     if stepped.is_stepped(module):
         return stepped.membrane_after(module).unsqueeze(0)
+    if module_kinds.module_kind(module) in parallel.KINDS:
+        return current[:0]
     if soul.name_of(module) is not None:
         return soul.membrane_after(module, current)
     sequence = None

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from soul_deploy import ir
 from soul_deploy.base.errors import UnsupportedGraphError
-from soul_deploy.frontend import clock_driven, soul
+from soul_deploy.frontend import clock_driven, parallel, soul
 
 Given = dict[str, Any]
 """Arguments of NeuronSpec."""
@@ -110,19 +110,15 @@ NEURONS: Mapping[str, tuple[ir.NeuronFamily, Callable[[str, Any], Given]]] = {
     "ComplementaryLIFNode": ("complementary_lif", _complementary),
     "GatedLIFNode": ("glif", _gated),
     "ILIFNode": ("integer_lif", _counting),
+    **dict.fromkeys(parallel.KINDS, ("psn", parallel.read)),
 }
 """Class name: the family, and what reads its numbers."""
 
-_PARALLEL = (
-    "its spikes mix the currents of several steps by a matrix, and do not follow from a state step "
-    "by step; train with a neuron that goes step by step, such as LIFNode"
-)
 REFUSED: Mapping[str, str] = {
-    **dict.fromkeys(("PSN", "MaskedPSN", "SlidingPSN"), _PARALLEL),
     "LIAFNode": (
         "it sends act(membrane), which are no spikes (and in spikingjelly 2.0.0 in step mode 'm' "
         "the spikes of a LIFNode); train with a LIFNode"
-    ),
+    )
 }
 """Class name: why there is no spec of it, and what to do."""
 
@@ -144,13 +140,15 @@ def spec_of(path: str, module: Any, kind: str, **common: Any) -> ir.NeuronSpec:
     return ir.NeuronSpec(family=family, fire="ge", **read(path, module), **common)
 
 
-def check_place(path: str, module: Any, shape: ir.Shape, time_steps: int) -> None:
+def check_place(path: str, module: Any, kind: str, shape: ir.Shape, time_steps: int) -> None:
     """Raise UnsupportedGraphError where a neuron does not compute what it is meant to.
 
     shape: of the neurons. SpikingJelly's gated neuron runs as many steps as it was made for, and
     reads its parameters as (1, C, 1, 1), whatever its input is.
     """
     soul.check_place(path, module, time_steps)
+    if kind in parallel.KINDS:
+        parallel.check_place(path, module, kind, time_steps)
     if type(module).__name__ != "GatedLIFNode" or soul.name_of(module) is not None:
         return
     if time_steps != module.T:

@@ -57,7 +57,7 @@ def recurrent_layer(module: Any) -> nn.Module | None:
     return layer
 
 
-def is_stepped(module: nn.Module) -> bool:
+def is_stepped(module: nn.Module | None) -> bool:
     """Whether a module is one of snnTorch's neurons, or made of one."""
     bases = type(module).__mro__
     return any(_is_of_snntorch(base) and base.__name__ == "SpikingNeuron" for base in bases)

@@ -183,6 +183,17 @@ def stack(builder: GraphBuilder, node: fx.Node) -> None:
     builder.values[node] = replace(_with_time(builder, node, source), once=False)
 
 
+def concatenate(builder: GraphBuilder, node: fx.Node) -> None:
+    """The steps of a loop, each with a time axis of 1 (SpikingJelly's multi_step_forward)."""
+    parts, axis = argument_of(node, 0, "tensors"), argument_of(node, 1, "dim", 0)
+    if builder.unrolled is not None and axis == 0 and isinstance(parts, list | tuple):
+        whole = builder.unrolled.stacked(builder, node, parts)
+        if whole is not None and whole.once:
+            builder.values[node] = replace(whole, once=False)
+            return
+    raise unknown(builder, node, "of sequences, the steps of a loop alone are put together")
+
+
 def _require_all_steps(builder: GraphBuilder, node: fx.Node, times: Any) -> None:
     builder.repeated = True
     if not isinstance(times, int) or times != builder.time_steps:

@@ -21,6 +21,7 @@ class TracedValue:
     pair     what `max` over an axis gives: the values and their places
     inverse  1 - the node's value
     step     of a forward that loops over time: which step's value it is; None: the same at all
+    partial  how many steps of it, the first ones, are summed up; 0: it is no such sum
     membrane which state of the population it is (mem, syn); None: its spikes
     order    which of its axes stands where, after a permutation; (): as they are
     """
@@ -33,6 +34,7 @@ class TracedValue:
     pair: bool = False
     inverse: bool = False
     step: int | None = None
+    partial: int = 0
     membrane: str | None = None
     order: tuple[int, ...] = ()
 

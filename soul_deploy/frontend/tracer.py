@@ -25,6 +25,7 @@ from torch.fx.graph import inplace_methods
 
 from soul_deploy.base.errors import UnsupportedGraphError
 from soul_deploy.frontend import hidden_state, module_kinds, stepped
+from soul_deploy.frontend.module_kinds import takes_steps
 from soul_deploy.frontend.sizes import Refusal, Side, Sides
 from soul_deploy.frontend.spiking_nodes import NEURONS
 
@@ -187,7 +188,8 @@ class Tracer(fx.Tracer):
         raise Refusal("it has a condition on a tensor's values; only shapes can be asked for")
 
     def iter(self, obj: Any) -> Iterator[Any]:
-        steps = obj.shape[0] if any(map(stepped.is_stepped, self.root.modules())) else None
+        neurons = any(stepped.is_stepped(m) or takes_steps(m) for m in self.root.modules())
+        steps = obj.shape[0] if neurons else None
         if isinstance(steps, int):  # a loop over time
             return iter([obj[t] for t in range(steps)])
         raise Refusal(
@@ -326,6 +328,15 @@ def can_take(network: nn.Module, sequence: bool) -> tuple[Takes, ...]:
     if not multi_step and any(map(module_kinds.is_stateful, network.modules())):
         return ("step",)
     return ("sequence", "image") if multi_step or sequence else ("image",)
+
+
+LOOPS: tuple[Takes, Takes] = ("sequence", "image")
+"""What a forward that loops over time may be given."""
+
+
+def may_loop(network: nn.Module) -> bool:
+    """Whether a forward may call neurons of SpikingJelly in a loop over time: all take steps."""
+    return not is_multi_step(network) and any(map(takes_steps, network.modules()))
 
 
 def changes_in_place(node: fx.Node) -> bool:

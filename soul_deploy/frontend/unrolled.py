@@ -20,6 +20,7 @@ from torch import fx
 
 from soul_deploy.base.errors import NetworkWarning
 from soul_deploy.frontend import module_kinds, outputs, reduced, stepped, stepped_specs
+from soul_deploy.frontend.summed import sum_of_steps
 
 if TYPE_CHECKING:
     from soul_deploy.frontend.graph_builder import GraphBuilder
@@ -59,13 +60,17 @@ class Unrolled:
             self._call(builder, node, str(node.target), module)
             return
         called = node.args[0] if node.target is operator.getitem else None
-        if isinstance(called, fx.Node) and _is_neuron(_module_of(builder, called)):
+        if isinstance(called, fx.Node) and stepped.is_stepped(_module_of(builder, called)):
             states = stepped.results_of(_module_of(builder, called))
             part = states[int(str(node.args[1]))]  # of (spikes, state, ...)
             builder.values[node] = replace(builder.values[called], membrane=part)
             return
-        if node.target is torch.stack:  # puts steps together, and says which
+        if node.target in (torch.stack, torch.cat):  # puts steps together, and says which
             builder.operate(node)
+            return
+        total = sum_of_steps(builder, node)
+        if total is not None:
+            builder.values[node] = total
             return
         key, step = self._key_of(builder, node), self._step_of(builder, node)
         if key in self._done:
@@ -122,11 +127,15 @@ class Unrolled:
         step = self.calls.get(path, 0)
         current = builder.value(node, node.args[0])
         self._check_current(builder, node, current, step)
-        for state, given in zip(stepped.states_of(module), node.args[1:], strict=True):
+        states = stepped.states_of(module) if stepped.is_stepped(module) else ()
+        for state, given in zip(states, node.args[1:], strict=True):
             self._check_membrane(builder, node, (path, state, step), given)
+        if not states:  # SpikingJelly's keep theirs from call to call
+            self.kept.add(path)
         if step == 0:
-            stepped_specs.check_place(path, module, builder.shapes[current.name])
-            converted = module_kinds.CONVERTERS[stepped.type_name(module)](
+            if states:
+                stepped_specs.check_place(path, module, builder.shapes[current.name])
+            converted = module_kinds.CONVERTERS[str(module_kinds.module_kind(module))](
                 path, (current.name,), module
             )
             builder.add(node, converted, replace(current, name=path, step=0))
@@ -294,6 +303,8 @@ class Unrolled:
             if whole is not None:
                 return whole
         value = builder.values.get(item) if isinstance(item, fx.Node) else None
+        if value is not None and value.partial:
+            builder.value(node, item)  # which refuses it
         if value is None:
             raise builder.unsupported(node, "a forward that returns other than tensors it computes")
         return value
@@ -335,7 +346,8 @@ class Unrolled:
         used = [
             path
             for path in sorted(self.kept)
-            if any(
+            if stepped.is_stepped(modules[path])
+            and any(
                 getattr(modules[path], state).any() for state in stepped.states_of(modules[path])
             )
         ]
@@ -363,7 +375,9 @@ def _is_put_together(value: "TracedValue") -> bool:
 
 
 def _is_neuron(module: Any) -> bool:
-    return module is not None and module_kinds.module_kind(module) in stepped.STATES
+    return module is not None and (
+        module_kinds.module_kind(module) in stepped.STATES or module_kinds.takes_steps(module)
+    )
 
 
 def _told(steps: Any) -> str:

@@ -133,7 +133,7 @@ REFUSED: list[tuple[Callable[..., Any], str]] = [
     (loop(plain, lambda out: torch.stack(out[::-1])), r"6 steps put together \(steps 6, 5, 4, 3"),
     (loop(plain, lambda out: torch.stack(out[2:])), r"4 steps put together \(steps 3, 4, 5, 6\)"),
     (loop(plain, lambda out: out[-2]), "returns 'lif1' of step 5 alone"),
-    (loop(plain, sum), "'add_1' of values of different steps"),
+    (loop(plain, lambda spikes: spikes[0] + spikes[2]), "'add' of values of different steps"),
     (loop(its_membrane), "class scores from 'input', which holds no spikes"),
     (
         loop(layered, lambda out: tuple(map(torch.stack, zip(*out, strict=True)))),

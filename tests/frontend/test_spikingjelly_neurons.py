@@ -19,7 +19,7 @@ from soul_deploy.export.nir.write import export_nir
 from soul_deploy.export.onnx.model import export_onnx
 from soul_deploy.export.onnx.step import export_step
 from soul_deploy.export.verify.verify import verify
-from soul_deploy.frontend import spiking_nodes
+from soul_deploy.frontend import parallel, spiking_nodes
 from soul_deploy.frontend.module_kinds import NON_SPIKING, module_neuron_spec
 from soul_deploy.model.file import load, save
 from soul_deploy.prune.removal.apply import remove
@@ -201,19 +201,15 @@ def test_every_setting_is_read(tool: str, name: str, monkeypatch: pytest.MonkeyP
 
 
 def test_all_neurons_are_known_by_name() -> None:
-    assert {name: family for name, (family, _) in spiking_nodes.NEURONS.items()} == SPIKINGJELLY
-    others = {node for node in UNTAKEN if node != "psn"}
+    families = {name: family for name, (family, _) in spiking_nodes.NEURONS.items()}
+    assert families == {**SPIKINGJELLY, **dict.fromkeys(parallel.KINDS, "psn")}
+    others = {node for node in UNTAKEN if node not in ("psn", *parallel.KINDS)}
     assert others == {*spiking_nodes.REFUSED, *NON_SPIKING}
 
 
 @pytest.mark.parametrize(
     ("node", "text"),
-    [
-        (neuron.PSN(STEPS), "mix the currents of several steps"),
-        (neuron.MaskedPSN(2, STEPS, step_mode="m"), "mix the currents of several steps"),
-        (neuron.SlidingPSN(2, step_mode="m"), "mix the currents of several steps"),
-        (neuron.LIAFNode(torch.relu, True, step_mode="m"), "train with a LIFNode"),
-    ],
+    [(neuron.LIAFNode(torch.relu, True, step_mode="m"), "train with a LIFNode")],
     ids=lambda value: type(value).__name__,
 )
 def test_what_is_no_stepwise_spiking_neuron_is_refused(node: Any, text: str) -> None:

@@ -2,23 +2,20 @@
 
 `LinearRecurrentContainer` weighs its input and its last output by one linear layer, `rc`, over both
 side by side. Here it is two projections: what comes in keeps the name, `rc`, with its columns and
-the bias; the columns of the last output are `rc.feedback` (`joined`, for a checkpoint with both).
+the bias; the columns of the last output are `rc.feedback` (`GraphModule` takes a checkpoint apart).
 `ElementWiseRecurrentContainer` joins both by a function, of which a · x + c · y is known.
 
 Inside stands a neuron, or a convolution or linear layer and a neuron. What such a layer makes of
 the feedback follows from its weights: both become one projection.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
 from soul_deploy import ir
-from soul_deploy.base import Array
 from soul_deploy.base.errors import UnsupportedGraphError
 from soul_deploy.frontend import module_kinds
 from soul_deploy.frontend.spiking_nodes import NEURONS
@@ -164,20 +161,3 @@ def _factors(path: str, function: Any) -> tuple[float, float]:
         f"module {path!r} (ElementWiseRecurrentContainer): element_wise_function(y, x) is not "
         f"a · x + c · y ({said}); supported is that, such as lambda y, x: x + y"
     )
-
-
-def joined(state: Mapping[str, Array], names: Mapping[str, tuple[int, ...]]) -> dict[str, Array]:
-    """A state dict in which `rc.weight` over input and last output is taken apart, where a graph
-    with the tensors `names` (name -> shape) has both parts.
-    """
-    found = dict(state)
-    for name in names:
-        owner, _, part = name.rpartition(f".{FEEDBACK}.")
-        whole = f"{owner}.{part}"
-        if not owner or name in found or whole not in found or whole not in names:
-            continue
-        columns, shape = names[whole][-1], found[whole].shape
-        if shape == (names[whole][0], columns + names[name][-1]):
-            found[name] = np.ascontiguousarray(found[whole][:, columns:])
-            found[whole] = np.ascontiguousarray(found[whole][:, :columns])
-    return found

@@ -7,6 +7,7 @@ of the original network is needed. Node by node it runs the same operations as t
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -94,6 +95,13 @@ class GraphModule(nn.Module):
         for node in graph.nodes:
             for path, module in operations.modules_of(node, graph):
                 self._place(path, module)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **named: Any) -> Any:
+        """As PyTorch's; a checkpoint of SpikingJelly's LinearRecurrentContainer, whose one weight
+        is over input and last output, is taken apart (frontend/recurrent.py).
+        """
+        shapes = {name: tuple(tensor.shape) for name, tensor in self.state_dict().items()}
+        return super().load_state_dict(taken_apart(state_dict, shapes), *args, **named)
 
     def _place(self, path: str, module: nn.Module) -> None:
         parent: nn.Module = self
@@ -276,6 +284,23 @@ class GraphModule(nn.Module):
         scores = counts @ head.weight.t() * scale
         times = reduction.biases(node.over_time, steps)
         return scores if head.bias is None else scores + times * head.bias
+
+
+def taken_apart(state: Mapping[str, Any], shapes: Mapping[str, ir.Shape]) -> dict[str, Any]:
+    """A state dict in which `x.weight` is taken apart into `x.weight` and `x.feedback.weight`,
+    where a graph has both; shapes: of its tensors, by name.
+    """
+    found = dict(state)
+    for name in shapes:
+        owner, _, part = name.rpartition(".feedback.")
+        whole = f"{owner}.{part}"
+        if not owner or name in found or whole not in found or whole not in shapes:
+            continue
+        columns = shapes[whole][-1]
+        if tuple(found[whole].shape) == (shapes[whole][0], columns + shapes[name][-1]):
+            both = found[whole]
+            found[whole], found[name] = both[:, :columns], both[:, columns:]
+    return found
 
 
 @dispatch.operation_table(ir.Node)

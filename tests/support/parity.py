@@ -18,7 +18,7 @@ from typing import Any
 
 import hypothesis
 import numpy as np
-from chains import ChainSpec, build, chains, images, pruned, random_neuron_masks
+from chains import WEIGHT_GRID, ChainSpec, build, chains, images, pruned, random_neuron_masks
 from forms import FormSpec, form_images, form_model, forms
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
@@ -34,7 +34,7 @@ from soul_deploy.export.event.build import export_event
 from soul_deploy.export.event.storage_format import CHOICES, Choice
 from soul_deploy.export.onnx.model import export_onnx
 from soul_deploy.export.verify.verify import verify
-from soul_deploy.ir import NeuronSpec
+from soul_deploy.ir import Convolution, Linear, NeuronSpec, Node, OneToOne
 from soul_deploy.model.file import load, save
 from soul_deploy.model.model import Model
 from soul_deploy.prune.channel_groups import Residual
@@ -60,6 +60,7 @@ class Drawn:
     over_time: OverTime = "mean"
     family: str = ""
     membrane: str = ""
+    feedback: str = ""
 
     @property
     def exact(self) -> bool:
@@ -106,6 +107,7 @@ def drawn_networks(draw: st.DrawFn) -> Drawn:
         draw(st.sampled_from(OVER_TIME)),
         draw(st.sampled_from(("", *DYNAMICS, "psn", "ltmd"))),
         draw(st.sampled_from(("", "", *INTEGRATORS, *READ))),
+        draw(st.sampled_from(("", "weights", "one to one"))),
     )
 
 
@@ -113,13 +115,14 @@ def masked_model(drawn: Drawn) -> tuple[Model, Tensor]:
     """The network with its masks, and images for it."""
     spec = drawn.spec
     if isinstance(spec, FormSpec):
-        found = _given_neurons(_scored(form_model(spec), drawn), drawn)
+        found = _fed_back(_given_neurons(_scored(form_model(spec), drawn), drawn), drawn)
         masks = random_neuron_masks(found, drawn.seed) if drawn.neurons else {}
         return replace(found, neuron_masks=masks), form_images(spec)
     if isinstance(spec, ResidualSpec):
-        model = _given_neurons(_scored(residual_model(spec), drawn), drawn)
+        model = _fed_back(_given_neurons(_scored(residual_model(spec), drawn), drawn), drawn)
         return masked(model, drawn.seed, neurons=drawn.neurons), residual_images(spec)
-    found = pruned(_given_neurons(_scored(build(spec), drawn), drawn), drawn.seed)
+    made = _fed_back(_given_neurons(_scored(build(spec), drawn), drawn), drawn)
+    found = pruned(made, drawn.seed)
     if drawn.neurons:
         found = replace(found, neuron_masks=random_neuron_masks(found, drawn.seed))
     return found, images(spec)
@@ -158,6 +161,26 @@ def _given_neurons(model: Model, drawn: Drawn) -> Model:
         state = {name: a for name, a in state.items() if name != f"{node.name}.w"}
         state |= {n: rng.normal(0.3, 0.4, s).astype(np.float32) for n, s in shapes.items()}
     return replace(model, graph=graph, state=state)
+
+
+def _fed_back(model: Model, drawn: Drawn) -> Model:
+    """With a feedback in about half of the populations: each neuron to itself, or by weights on the
+    grid, of which half are 0.
+    """
+    rng, nodes, state = np.random.default_rng(drawn.seed), {}, dict(model.state)
+    for node in model.graph.populations if drawn.feedback else ():
+        if node.generated or node.neuron.parallel or rng.random() < 0.5:
+            continue
+        name, (channels, *space) = f"{node.name}.fed_back", model.graph.shapes[node.name]
+        back: Node = OneToOne(name, (node.name,), float(rng.choice([1, 0.5, -0.25])))
+        if drawn.feedback == "weights":
+            ends = name, (node.name,), True, None, channels, channels
+            back = Convolution(*ends, (3, 3), padding=(1, 1)) if space else Linear(*ends)
+        nodes[node.name] = replace(node, feedback=back)
+        for key, shape in back.tensors([], 1).items():
+            values = rng.normal(0, 0.3, shape) * (rng.random(shape) < 0.5)
+            state[key] = (np.round(values / WEIGHT_GRID) * WEIGHT_GRID).astype(np.float32)
+    return replace(model, graph=model.graph.with_nodes(nodes), state=state)
 
 
 def difference(drawn: Drawn) -> tuple[str, str | None]:

@@ -241,7 +241,7 @@ REFUSED: dict[str, tuple[Forward, str]] = {
     "half an iand": (lambda n, x: 1 - n.spikes(x), "1 - x outside x"),
     "two outputs": (
         lambda n, x: (n.spikes(x), x),  # type: ignore[dict-item,return-value]
-        "a forward that returns more than the class scores",
+        "a forward that returns several values",
     ),
     "shape": (lambda n, x: n.fc(n.spikes(x).flatten(2)), r"fc: input \(64,\), but the layer needs"),
     "dropout": (

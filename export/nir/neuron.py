@@ -6,7 +6,9 @@ of dt gives v + dt/tau · (v_leak - v + r · x): a LIF of tau/dt steps whose inp
 
 Tools write neurons that reset by subtraction in the same way, without a word. Those whose threshold
 is taken off a step after the spike, once the membrane has decayed (snnTorch's Leaky: v · b + x -
-s · threshold, b = 1 - dt/tau, s the last spike) are neurons whose spike takes off threshold / b.
+s · threshold, b = 1 - dt/tau, s the last spike) have a form of their own, snnTorch's to the last
+bit (`NeuronSpec.form`). Where such neurons should fire at their threshold too, which snnTorch's do
+not, a spike takes off threshold / b.
 """
 
 import math
@@ -31,6 +33,7 @@ step after the decay (subtract, as snnTorch does it) or in the same step (subtra
 DIVIDES: tuple[ChargeForm, ...] = ("soul_lif_decay", "decay_divide", "decay_multiply")
 FACTORS: tuple[ChargeForm, ...] = ("decay_multiply", "leak_subtract_multiply")
 RULES: Mapping[FireRule, str] = {"gt": "v > v_threshold", "ge": "v >= v_threshold"}  # NIR's: gt
+DIGITS = 9  # of a decimal that is one float32
 LARGEST_SHRINKAGE = 100.0  # how far below its weights a step's input may be with an assumed dt
 
 
@@ -124,6 +127,12 @@ def from_nir(
     if steps is None:
         gain = neuron.r * dt
         return _spec(name, family="if", fire=fire, **numbers), 1.0 if close(gain, 1.0) else gain
+    if reset == "subtract" and fire == "gt":
+        beta = _beta(steps * dt, dt)
+        late = {"tau": 1 / (1 - beta), "decay_input": False, "form": "snntorch", "v_reset": None}
+        gain = 1.0 if close(neuron.r, steps) else neuron.r / steps
+        threshold = numbers["v_threshold"]
+        return _spec(name, family="lif", fire=fire, v_threshold=threshold, **late), gain
     divided = close(neuron.r, 1.0)
     gain = 1.0 if divided or close(neuron.r, steps) else neuron.r
     lif = {"tau": _single(steps), "decay_input": divided or gain != 1.0, "form": "spikingjelly"}
@@ -146,6 +155,17 @@ def _soft_reset(
             "of the membrane is left; supported is tau of more than one step"
         )
     return {"v_reset": None, "v_subtract": _single(neuron.v_threshold * steps / (steps - 1))}
+
+
+def _beta(tau: float, dt: float) -> float:
+    """The shortest decimal of which snnTorch writes this tau, dt / (1 - beta) in float32; the
+    nearest float32 if there is none.
+    """
+    exact = 1 - dt / tau
+    for beta in (np.float32(round(exact, digits)) for digits in range(1, DIGITS + 1)):
+        if beta < 1 and np.float32(dt) / (np.float32(1) - beta) == np.float32(tau):
+            return float(beta)
+    return float(np.float32(exact))
 
 
 def _spec(name: str, **numbers: object) -> NeuronSpec:

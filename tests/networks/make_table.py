@@ -32,6 +32,7 @@ PACKAGES: Mapping[str, tuple[str, ...]] = {
     "norse": ("norse==1.1.0",),
     "sinabs": ("sinabs==3.1.3", "pbr==7.1.3"),
     "rockpool": ("rockpool==3.1.0",),
+    "nir_paper": (),
     "soul": (),
 }
 """By the tool: what its environment has besides; nothing where this one has the tool."""

@@ -42,7 +42,7 @@ TOOLS: Mapping[str, tuple[str, str]] = {
     "norse": ("norse", "norse"),
     "sinabs": ("sinabs", "sinabs"),
     "rockpool": ("rockpool", "rockpool"),
-    "nir_paper": ("nir", "NIR paper"),
+    "nir_paper": ("", "Files of the NIR paper"),
     "soul": ("", "Soul"),
 }
 """By the name of a definition file, `of_<name>.py`: the package, and how people call the tool."""
@@ -98,10 +98,13 @@ def measured(row: Row) -> Measured:
     started = time.perf_counter()
     made, found = row.make(), Measured(row.network, row.neuron, row.way)
     found.names = list(made.names)
-    own = made.own()
-    require_firing(own)
+    own = None if made.own is None else made.own()
+    if own is not None:
+        require_firing(own)
     model = tried(found, "traced", made.taken)
     if isinstance(model, Model):
+        if own is None:
+            raise RowError("it was taken, and there is nothing to compare it with")
         found.names += [node.name for node in model.graph.nodes]
         found.cells["traced"] = row.way
         found.cells["spikes"] = _spikes(row, model, own, made.x)

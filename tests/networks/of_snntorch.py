@@ -103,6 +103,8 @@ def made(build: Callable[[], nn.Module], shape: tuple[int, ...], *, loops: bool 
     def own() -> Own:
         outs: list[Tensor] = []
         sent = heard(network, KINDS, lambda: outs.append(run()))
+        if getattr(network, "result", "") == "membrane":
+            del sent["lif2"]  # what it sends goes nowhere
         return Own(sent, outs[0].mean(0))
 
     def taken() -> Model:

@@ -37,7 +37,7 @@ def record(
     def by_step(values: torch.Tensor) -> torch.Tensor:
         return values.reshape(BATCH, T, *values.shape[1:]).transpose(0, 1)
 
-    sent = {name: by_step(values) for name, values in sent.items()}
+    sent = {n: by_step(v) for n, v in sent.items() if not isinstance(network[int(n)], sl.ExpLeak)}
     kind = "convolutional, SumPool2d" if len(shape) == 3 else "fully connected"
     keep(
         folder,

@@ -5,6 +5,7 @@ Nothing of soul-deploy is imported: the recipes run where only the other tool is
 
 import json
 from collections.abc import Mapping
+from importlib import import_module
 from importlib.metadata import version
 from inspect import signature
 from pathlib import Path
@@ -36,8 +37,7 @@ def keep(
     differs  why a network read from the file can't send the same; empty if it can
     said    what the file does not say and a reader needs: time_steps, dt, fire, reset, over_time
     """
-    import nir
-
+    nir: Any = import_module("nir")
     stem = "".join(c if c.isalnum() else "_" for c in f"{network} {neuron}")
     # Packed numbers have to be arrays, and some tools' are not.
     options = {"compression": None} if "compression" in signature(nir.write).parameters else {}

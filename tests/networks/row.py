@@ -25,13 +25,13 @@ class Made:
     """A network that was made, with its input.
 
     x      (B, ...) shown at every step, or (T, B, ...)
-    own    the tool's own run on x
+    own    the tool's own run on x; None where no tool runs it: then it has to be refused
     taken  the network as a model of ours; raises what refuses it
     names  the network's modules, as its own tool names them
     """
 
     x: Tensor
-    own: Callable[[], Own]
+    own: Callable[[], Own] | None
     taken: Callable[[], Model]
     names: tuple[str, ...]
 

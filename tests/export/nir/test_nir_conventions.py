@@ -113,10 +113,33 @@ def test_snntorchs_subtraction_leaves_as_every_format(tmp_path: Path) -> None:
     event = load_network(tmp_path / "snntorch.event.safetensors")
     np.testing.assert_allclose(event.run(x.numpy()), expected[1].mean(0), atol=1e-6)
     (hidden, _) = model.graph.populations
-    assert hidden.neuron.v_subtract == pytest.approx(1 / 0.9)
-    assert "soft reset by 1.11111" in hidden.describe()
+    assert (hidden.neuron.form, hidden.neuron.v_reset) == ("snntorch", None)
     shown = invoke("inspect", tmp_path / "snntorch.event.safetensors")
-    assert "then v ← v - 1.11111" in shown.output
+    assert "0.9" in shown.output
+
+
+@pytest.mark.parametrize("beta", [0.95, 0.7, 0.55, 0.3, 0.05])
+def test_snntorchs_subtraction_to_the_last_bit(beta: float, tmp_path: Path) -> None:
+    """Currents that meet the threshold: threshold / beta that comes off at once fires elsewhere."""
+    snntorch = pytest.importorskip("snntorch", reason="the writer under test")
+    writer = pytest.importorskip("snntorch.export_nir", reason="the writer under test")
+    steps, width = 60, 40
+    numbers = {"beta": torch.full((width,), beta), "threshold": torch.ones(width)}
+    neuron = snntorch.Leaky(**numbers, init_hidden=True, output=True)
+    network = nn.Sequential(nn.Linear(width, width, bias=False), neuron)
+    with torch.no_grad():
+        network.get_parameter("0.weight").copy_(torch.eye(width))
+    x = torch.from_numpy(np.random.default_rng(1).integers(-2, 7, (steps, 3, width)) / 4).float()
+    path = tmp_path / "theirs.nir"
+    nir.write(path, writer.export_to_nir(network, torch.rand(width)))
+    importlib.import_module("snntorch.utils").reset(network)
+    with torch.no_grad():
+        theirs = torch.stack([network(frame)[0] for frame in x])
+    model = import_nir(path, time_steps=steps, reset="subtract")
+    (mine,) = spikes_of(model, x)
+    assert torch.equal(mine, theirs)
+    (population,) = model.graph.populations
+    assert np.float32(1 - 1 / population.neuron.tau) == np.float32(beta)
 
 
 @pytest.mark.parametrize("dt", [1e-4, 1e-3])
@@ -506,8 +529,9 @@ def test_what_a_spike_takes_off_in_every_engine(family: Any) -> None:
 
 def test_what_a_spike_takes_off_is_checked_and_kept() -> None:
     graph = nir.NIRGraph.from_list(nir.Linear(WEIGHT), lif(2e-4), type_check=False)
-    model = import_nir(graph, time_steps=T, reset="subtract")
+    model = import_nir(graph, time_steps=T, reset="subtract", fire="ge")
     (population,) = model.graph.populations
+    assert population.neuron.v_subtract == 2
     data = json.loads(json.dumps(node_to_json(population)))
     assert node_from_json(data, Population) == population
     plain = replace(population, neuron=replace(population.neuron, v_subtract=None))

@@ -61,7 +61,8 @@ def _joined(items: list[str], count: int) -> str:
 
 
 def _is_array(value: Any) -> bool:
-    return hasattr(value, "dtype") and hasattr(value, "shape")
+    found = not isinstance(value, type)  # np.float32 itself has both
+    return found and hasattr(value, "dtype") and hasattr(value, "shape")
 
 
 def _array_text(value: Any) -> str:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from soul_deploy.analysis.synops import count_steps, layer_steps, readout_sums
-from soul_deploy.base import Array
+from soul_deploy.base import Array, brief
 from soul_deploy.equivalence.reference import ROUNDING, ReferenceModel, sources
 from soul_deploy.lowering import deploy, fan_out
 from soul_deploy.nn.graph_module import Signal
@@ -70,6 +70,7 @@ class CountDifference:
         return f"{text}; of values that are 0 but for rounding {-self.fewer:+} to {self.more:+}"
 
 
+@brief
 @dataclass(frozen=True)
 class Doubt:
     """Nonzero analog inputs that a sum's rounding decides: their synapses, int64 (steps, B).

@@ -120,6 +120,7 @@ class EngineKind:
     asked: bool = False
 
 
+_FIXED = "soul_deploy.runtime.bench.fixed_point"
 _RIVALS = "soul_deploy.runtime.bench.rivals"
 _TORCH = "soul_deploy.model.torch_engine:TorchEngine"
 _ONNX_RUNTIME = "soul_deploy.runtime.bench.engines:OnnxRuntimeEngine"
@@ -130,6 +131,7 @@ ENGINES: Mapping[str, EngineKind] = {
     "onnxruntime-compact": EngineKind("compact", "onnx", _ONNX_RUNTIME),
     "scipy-csr": EngineKind(None, "event", "soul_deploy.runtime.bench.scipy_engine:ScipyEngine"),
     "event": EngineKind(None, "event", "soul_deploy.runtime.bench.engines:EventEngine"),
+    "event-int8": EngineKind(None, "event", f"{_FIXED}:FixedEventEngine", asked=True),
 } | {
     f"{name}-{network}": EngineKind(network, "onnx", target, int8=name.endswith("int8"), asked=True)
     for name, target in (

@@ -102,7 +102,7 @@ def prepare_engines(
         kind = ENGINES[name]
         if action == "export":
             path = _export(path, kind.file, folder)
-        network, own = network_of_engine(name, files), (forms or {}) if name == "event" else {}
+        network, own = network_of_engine(name, files), (forms or {}) if kind.file == "event" else {}
         specs.append(EngineSpec(name, network, kind.target, path, own))
     return tuple(specs)
 

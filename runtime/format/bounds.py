@@ -9,7 +9,7 @@ from typing import Literal, get_args
 import numpy as np
 
 from soul_deploy.base import Array, errors
-from soul_deploy.runtime.format.synapses import Synapses
+from soul_deploy.runtime.format.synapses import ConvSynapses, Synapses
 
 Accumulator = Literal["int16", "int32"]
 ACCUMULATORS: tuple[Accumulator, ...] = get_args(Accumulator)
@@ -46,6 +46,13 @@ def current_bounds(synapses: Synapses, most: int) -> Array:
 def current_bound(synapses: Synapses, most: int) -> int:
     """The largest of `current_bounds`, at least 1. Raises LimitError beyond MOST_CURRENT."""
     return require_current(max(1, int(current_bounds(synapses, most).max())))
+
+
+def tap_bound(convolution: ConvSynapses, most: int) -> int:
+    """The largest magnitude of sums under any one kernel position, of dense rows."""
+    sizes = np.abs(convolution.rows.weight.astype(np.int16))
+    by_group = sizes.reshape(convolution.groups, -1, *sizes.shape[1:])
+    return int(by_group.sum(axis=1, dtype=np.int64).max(initial=0)) * most
 
 
 def require_current(bound: int) -> int:

@@ -104,18 +104,18 @@ def _header(network: EventNetwork) -> dict[str, Any]:
         "classes": list(network.classes),
         "source_sha256": network.source_sha256,
         "layers": [layer_codec.header_of(layer) for layer in network.layers],
-        "readout": _readout_header(network.readout),
+        "readout": _readout_header(network),
         **{key: by_name for key, by_name in told.items() if by_name},
     }
 
 
-def _readout_header(readout: ReadoutLayer) -> dict[str, Any]:
-    told = layer_codec.plain(readout)
-    if readout.unit is None:
+def _readout_header(network: EventNetwork) -> dict[str, Any]:
+    told = layer_codec.plain(network.readout)
+    if network.integers is None:
         del told["unit"]
-        if readout.over_time == OF_OLD_FILES and readout.neuron is None:
+        if network.readout.over_time == OF_OLD_FILES and network.readout.neuron is None:
             del told["over_time"]
-    if readout.neuron is None:
+    if network.readout.neuron is None:
         del told["neuron"]
     return told
 

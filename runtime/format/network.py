@@ -212,6 +212,11 @@ class EventNetwork:
         that the readout takes.
         """
         fixed, readout = self.integers is not None, self.readout
+        for each in self.layers if fixed else ():
+            errors.require(
+                each.feedback is None,
+                f"{each.name}: neurons that feed themselves have no form in fixed point",
+            )
         for layer in self.projected:
             errors.require(
                 layer.synapses.fixed == fixed,
@@ -223,6 +228,10 @@ class EventNetwork:
             f"{readout.name}: a head of the other kind than the layers",
         )
         if fixed:
+            errors.require(
+                readout.neuron is None,
+                f"{readout.name}: scores that are membranes have no form in fixed point",
+            )
             bound = readout.score_bound(scored or 1, self.time_steps)
             if bound > bounds.MOST_SCORE:
                 raise errors.LimitError(

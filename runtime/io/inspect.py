@@ -223,6 +223,7 @@ def describe_event(network: eventnet.EventNetwork) -> dict[str, Any]:
         "classes": list(network.classes),
         "over_time": network.readout.over_time,
         "normalization": None if norm is None else asdict(norm),
+        "integers": None if network.integers is None else asdict(network.integers),
         "validity": {
             "time_steps": network.time_steps if network.fixed_steps else None,
             "reset_per_sample": network.reset_per_sample,
@@ -322,6 +323,8 @@ def _synaptic_row(layer: eventnet.Synaptic, *_: object) -> dict[str, Any]:
         "synapses": stored_synapses(synapses),
         "bytes": _bytes(synapses),
         "grid": layer.grid,
+        "sums": layer.accumulator,
+        "most_current": layer.current_bound,
     }
 
 
@@ -380,5 +383,5 @@ def _plain_row(name: str, operation: str, source: str, shape: tuple[int, ...]) -
         **dict.fromkeys(("edge", "bound", "representation")),
         "alternatives": [],
         **dict.fromkeys(("neurons", "generated", "rows", "synapses", "bytes"), 0),
-        **dict.fromkeys(("neuron", "grid")),
+        **dict.fromkeys(("neuron", "grid", "sums", "most_current")),
     }

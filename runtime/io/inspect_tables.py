@@ -77,7 +77,8 @@ def _event(described: Description) -> tuple[Facts, list[Table]]:
         ("digest", f"{described['digest']} (checked)"),
     ]
     columns = ["layer", "operation", "from", "shape", "neurons", "edge", "kind", "runs as", "rows"]
-    columns += ["synapses", "kB"]
+    fixed = any(row["sums"] for row in layers)
+    columns += [*(["sums"] if fixed else []), "synapses", "kB"]
     rows = [
         [
             row["layer"],
@@ -89,6 +90,7 @@ def _event(described: Description) -> tuple[Facts, list[Table]]:
             f"{row['representation']} rows" if row["representation"] else "",
             row["runs_as"] or "",
             row["rows"] or "",
+            *([row["sums"] or ""] if fixed else []),
             row["synapses"] or "",
             f"{row['bytes'] / 1e3:,.1f}" if row["bytes"] else "",
         ]
@@ -209,8 +211,9 @@ def representation_table(layers: Sequence[Description]) -> Table:
 
 def _network_facts(described: Description) -> Facts:
     classes, kind = list(described["classes"]), described["input_kind"]
-    images = f"images, {_normalization(described['normalization'])}"
-    what = images if kind == "images" else f"{kind}, as they are"
+    norm, taken = _normalization(described["normalization"]), described.get("integers")
+    norm = norm if taken is None else _integers(taken)
+    what = f"images, {norm}" if kind == "images" else f"{kind}, as they are"
     scores = [("scores", NAMES[described["over_time"]])] if "over_time" in described else []
     return [
         ("time steps T", described["time_steps"]),
@@ -219,6 +222,11 @@ def _network_facts(described: Description) -> Facts:
         ("classes", _some(classes) if classes else "no names stored"),
         ("valid for", _validity(described["validity"])),
     ]
+
+
+def _integers(taken: Description) -> str:
+    zero = ", ".join(map(str, taken["zero"])) or "0"
+    return f"integers from {taken['low']} to {taken['high']}; of pixels, pixel - {zero}"
 
 
 def _normalization(norm: Description | None) -> str:
@@ -260,6 +268,8 @@ def neuron_text(neuron: Description) -> str:
     """An equation in one line."""
     if neuron.get("family") == "psn":
         return f"psn: W x + b over all steps; spike if {'>' if neuron['fire'] == 'gt' else '≥'} 0"
+    if neuron.get("family") == "fixed":
+        return _fixed_text(neuron)
     if "family" in neuron:
         numbers = ", ".join(
             f"{name} {'an array' if value is None else f'{value:g}'}"
@@ -280,6 +290,23 @@ def neuron_text(neuron: Description) -> str:
     return f"v ← {form}{rest}; spike if v {sign} {neuron['v_threshold']:g}{then}"
 
 
+RESETS = {
+    "hard": "; then u ← 0",
+    "soft": "; then u ← u - q",
+    "late": "; q comes off a step later",
+    "none": "",
+}
+"""What becomes of a fixed-point membrane."""
+
+
+def _fixed_text(neuron: Description) -> str:
+    m, k = neuron["multiplier"], neuron["shift"]
+    leaked = "u" if k == 0 and m == 1 else f"⌊u · {m} / {2**k}⌋"
+    sign, reset = ">" if neuron["fire"] == "gt" else "≥", RESETS[neuron["reset"]]
+    ends = f"from {neuron['lowest']} to {neuron['highest']}"
+    return f"fixed point: u ← {leaked} + I, {ends}; spike if u {sign} θ{reset}"
+
+
 def _shape(shape: Sequence[object]) -> str:
     """(64, 28, 28) as 64×28×28."""
     return "×".join(map(str, shape))
@@ -296,9 +323,10 @@ def _some(names: Sequence[str], limit: int = 10) -> str:
 
 
 def _edge(row: Description) -> str:
-    signs = {"graded": "≤", "signed": "±"}
+    signs = {"graded": "≤", "signed": "±", "analog": "±"}
     kind = row["edge"] or ""
-    return f"{kind} {signs[kind]} {row['bound']}" if kind in signs else kind
+    told = kind in signs and row["bound"] is not None  # of analog values: integers
+    return f"{kind} {signs[kind]} {row['bound']}" if told else kind
 
 
 def _share(part: int, whole: int) -> str:

@@ -28,7 +28,7 @@ from soul_deploy.base import Array
 from soul_deploy.runtime.kernels.cache import cached_njit
 from soul_deploy.runtime.kernels.fours import STEP_BITS, sums_of_fours
 from soul_deploy.runtime.kernels.simd import VECTOR, transpose_block
-from soul_deploy.runtime.kernels.steps import Form, Numbers, step_of
+from soul_deploy.runtime.kernels.steps import Form, Numbers, Step, step_of
 
 Kernel = Callable[..., None]
 
@@ -153,6 +153,24 @@ def unpack_words(
                         to[c] = (fired[c] & bit) != 0
 
 
+@cached_njit
+def pool_words(
+    source: Array, pitch: int, front: int, first: int, last: int, columns: int, to_pitch: int,
+    to_front: int, words: Array,
+) -> None:  # fmt: skip
+    """OR of windows of two by two that stand side by side: the rows of outputs from `first` to
+    `last`, of `columns` each. source, words: as `pack_words` leaves them.
+    """
+    for c in range(len(words)):
+        for y in range(first, last):
+            begin = np.uint64(front + 2 * y * pitch)
+            above, below = source[c, begin:], source[c, begin + np.uint64(pitch) :]
+            to = words[c, to_front + y * to_pitch :]
+            for x in range(columns):
+                left, right = above[2 * x] | below[2 * x], above[2 * x + 1] | below[2 * x + 1]
+                to[x] = left | right
+
+
 @register_jitable
 def take_over(v: Array, wide: int, membrane: Array) -> None:
     """membrane[h, i · wide + j] = v[i, h · wide + j]."""
@@ -196,12 +214,11 @@ def convolve_kernel(form: Form, steps: int, lines: int, held: int) -> Kernel:
     uint32 (wide · CHANNELS,). words uint32 (C_out, ...): spikes, `held` words each, written from
     `front` on.
     """
-    return _make_convolve(*step_of(form), steps, lines, held)
+    return _make_convolve(step_of(form), steps, lines, held)
 
 
-def _make_convolve(
-    rest: Callable[..., Any], after: Callable[..., Any], steps: int, lines: int, held: int
-) -> Kernel:
+def _make_convolve(functions: Step, steps: int, lines: int, held: int) -> Kernel:
+    rest, after, own = functions
     wide, bits = lines * VECTOR, 32 // held
     lanes, apart = wide * held, wide * CHANNELS
 
@@ -232,7 +249,7 @@ def _make_convolve(
                         bit, row = np.uint32(1 << h * bits + STEP_BITS * t), (t * held + h) * apart
                         arriving, state = sums[row : row + apart], membrane[h]
                         for j in range(count * wide):
-                            spike, state[j] = after(state[j], arriving[j], numbers, begun)
+                            spike, state[j] = after(state[j], arriving[j], own(numbers, begun))
                             fired[j] |= bit if spike else np.uint32(0)
                 leave(fired, live, begun, count, tile * wide, front, wide, words)
                 if keep:
@@ -242,21 +259,50 @@ def _make_convolve(
 
 
 @cache
-def update_kernel(form: Form) -> Kernel:
-    """The update of neurons whose currents other kernels left, for one form of neurons."""
-    return _make_update(*step_of(form))
+def update_kernel(form: Form, steps: int) -> Kernel:
+    """The update of neurons whose currents other kernels left, for one form of neurons and a chunk
+    of so many steps.
+    """
+    return _make_update(step_of(form), steps)
 
 
-def _make_update(rest: Callable[..., Any], after: Callable[..., Any]) -> Kernel:
+def _make_position(functions: Step, steps: int) -> tuple[Callable[..., None], ...]:
+    """What fires the neurons of one position, channel by channel: currents that are the same at
+    every step, and others.
+    """
+    _, after, own = functions
+
+    @register_jitable
+    def fire_same(current: Array, membrane: Array, numbers: Numbers, fired: Array) -> None:
+        for c in range(len(fired)):
+            u, x, word, mine = membrane[c], current[c], np.uint32(0), own(numbers, c)
+            for t in range(steps):
+                spike, u = after(u, x, mine)
+                word |= np.uint32(1 << STEP_BITS * t) if spike else np.uint32(0)
+            membrane[c], fired[c] = u, word
+
+    @register_jitable
+    def fire_step(arriving: Array, membrane: Array, numbers: Numbers, t: int, fired: Array) -> None:
+        bit = np.uint32(1 << STEP_BITS * t)
+        for c in range(len(fired)):
+            spike, membrane[c] = after(membrane[c], arriving[c], own(numbers, c))
+            fired[c] |= bit if spike else np.uint32(0)
+
+    return fire_same, fire_step
+
+
+def _make_update(functions: Step, steps: int) -> Kernel:
+    rest, (fire_same, fire_step) = functions.rest, _make_position(functions, steps)
+
     @cached_njit
     def update(
         current: Array, columns: int, pitch: int, numbers: Numbers, carry: bool, v: Array,
-        live: Array, steps: int, first: int, last: int, front: int, bits: Array, words: Array,
+        live: Array, first: int, last: int, front: int, bits: Array, words: Array,
     ) -> None:  # fmt: skip
         """Charge, fire and reset the neurons of the rows from `first` to `last`.
 
         current (T, n) or (1, n), the same at every step, channel-last, `columns` positions a row;
-        v (n,) is the membrane potential, kept from before if `carry`, otherwise started at `rest`.
+        v (n,) is the membrane potential, kept from before if `carry`, otherwise started at rest.
         live (C or 1, length): bits of the words that leave, position 0 first; bits: scratch uint32
         (BLOCK, C); words: spikes, written from `front` on.
         """
@@ -270,12 +316,11 @@ def _make_update(rest: Callable[..., Any], after: Callable[..., Any]) -> Kernel:
                     membrane, fired = v[begin : begin + channels], bits[i]
                     if not carry:
                         membrane[:] = rest(numbers)
-                    for t in range(steps):
-                        arriving = current[0 if repeated else t, begin : begin + channels]
-                        bit = np.uint32(1 << STEP_BITS * t)
-                        for c in range(channels):
-                            spike, membrane[c] = after(membrane[c], arriving[c], numbers, c)
-                            fired[c] |= bit if spike else np.uint32(0)
+                    if repeated:
+                        fire_same(current[0, begin:], membrane, numbers, fired)
+                    else:
+                        for t in range(steps):
+                            fire_step(current[t, begin:], membrane, numbers, t, fired)
                 at = y * pitch + left
                 to_words(bits, written_at(at, size, last * pitch), words, front + at)
                 for c in range(len(live)):

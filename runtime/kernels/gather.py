@@ -30,7 +30,7 @@ from soul_deploy.runtime.kernels.simd import (
     nonzero_bits,
     prefetch,
 )
-from soul_deploy.runtime.kernels.steps import Form, step_of
+from soul_deploy.runtime.kernels.steps import FixedForm, Form, step_of
 
 Kernel = Callable[..., None]
 MOST_CHANNELS = 1 << 16
@@ -50,21 +50,21 @@ TOGETHER = 32
 """Positions whose neurons are updated together."""
 
 
-def vectors_for(width: int, channels: int) -> int:
+def vectors_for(width: int, channels: int, lanes: int = VECTOR) -> int:
     """Vectors of a block, for so many output and input channels: those that take the least, where
     looking a row up costs as much as one addition. Three are never taken: their code takes thrice
-    as long.
+    as long. lanes: weights of a vector.
     """
-    wanted, cache_size = -(-width // VECTOR), environment.caches().get("L1d", USUAL_FIRST)
-    fits = int(SHARE_OF_FIRST * cache_size) // (4 * VECTOR * channels)
+    wanted, cache_size = -(-width // lanes), environment.caches().get("L1d", USUAL_FIRST)
+    fits = int(SHARE_OF_FIRST * cache_size) // (BYTES * channels)
     most = min(MOST_VECTORS if has_mask_registers() else MOST_WITH_FEW, max(fits, 2))
     able = [vectors for vectors in (4, 2, 1) if vectors <= most]
     return min(able, key=lambda vectors: -(-wanted // vectors) * (vectors + 1))
 
 
-def rows_of_tile(rows: int, sums: int) -> int:
-    """Output rows whose sums wait in the second cache, of so many rows with `sums` floats each."""
-    fits = int(SHARE_OF_SECOND * environment.caches().get("L2", USUAL_SECOND)) // (4 * sums)
+def rows_of_tile(rows: int, size: int) -> int:
+    """Output rows whose sums wait in the second cache, of so many rows of `size` bytes each."""
+    fits = int(SHARE_OF_SECOND * environment.caches().get("L2", USUAL_SECOND)) // size
     tiles = -(-rows // max(1, fits))
     return -(-rows // max(1, tiles))
 
@@ -144,9 +144,11 @@ def sort_lists(
 
 
 @register_jitable
-def ask_for(weight: Array, begin: int, size: int) -> None:
-    """Ask for the cache lines of weights that are read next: rows of events would each wait."""
-    for i in range(np.uint64(begin), np.uint64(min(begin + size, len(weight))), np.uint64(VECTOR)):
+def ask_for(weight: Array, begin: int, size: int, line: int) -> None:
+    """Ask for the cache lines, of `line` weights each, that are read next: rows of events would
+    each wait.
+    """
+    for i in range(np.uint64(begin), np.uint64(min(begin + size, len(weight))), np.uint64(line)):
         prefetch(weight, i)
 
 
@@ -191,7 +193,9 @@ Place = tuple[int, int, int, int]
 
 
 @register_jitable
-def keep_currents(rest: None, after: None, sums: Array, place: Place, kept: tuple[Array]) -> None:
+def keep_currents(
+    rest: None, after: None, own: None, sums: Array, place: Place, kept: tuple[Array]
+) -> None:
     """Write the sums of a block of output channels; kept: (out,), float32 (T, OH·OW·C_out)."""
     (first, width, pitch, positions), (out,) = place, kept
     for t in range(len(out)):
@@ -200,8 +204,8 @@ def keep_currents(rest: None, after: None, sums: Array, place: Place, kept: tupl
 
 @register_jitable
 def fire_neurons(
-    rest: Callable[..., Any], after: Callable[..., Any], sums: Array, place: Place,
-    kept: tuple[Any, ...],
+    rest: Callable[..., Any], after: Callable[..., Any], own: Callable[..., Any], sums: Array,
+    place: Place, kept: tuple[Any, ...],
 ) -> None:  # fmt: skip
     """Charge, fire and reset the neurons of a block of output channels.
 
@@ -226,33 +230,67 @@ def fire_neurons(
             at = (t * positions + begin) * wide
             arriving = flat[at : at + count * wide]
             for i in range(count * wide):
-                fires[i], membrane[i] = after(membrane[i], arriving[i], numbers, first)
+                fires[i], membrane[i] = after(membrane[i], arriving[i], own(numbers, first))
+            copy_channels(fired, 0, width, spikes[t], to, pitch, count)
+        if carry:
+            copy_channels(membranes, 0, width, v, to, pitch, count)
+
+
+@register_jitable
+def fire_each(
+    rest: Callable[..., Any], after: Callable[..., Any], own: Callable[..., Any], sums: Array,
+    place: Place, kept: tuple[Any, ...],
+) -> None:  # fmt: skip
+    """As `fire_neurons`, with numbers for each output channel and for those that fill a block."""
+    first, width, pitch, positions = place
+    numbers, carry, v, spikes, membranes, fired = kept
+    most, wide = membranes.shape
+    channel = first % pitch
+    for begin in range(0, positions, most):
+        count, to = min(most, positions - begin), first + begin * pitch
+        for p in range(count):
+            for i in range(wide):
+                membranes[p, i] = rest(numbers)
+            if carry:
+                for i in range(width):
+                    membranes[p, i] = v[to + p * pitch + i]
+        for t in range(len(spikes)):
+            for p in range(count):
+                arriving, membrane = sums[t * positions + begin + p], membranes[p]
+                fires = fired[p]
+                for i in range(wide):
+                    mine = own(numbers, np.uint64(channel + i))
+                    fires[i], membrane[i] = after(membrane[i], arriving[i], mine)
             copy_channels(fired, 0, width, spikes[t], to, pitch, count)
         if carry:
             copy_channels(membranes, 0, width, v, to, pitch, count)
 
 
 @cache
-def convolve_gathered(vectors: int, graded: bool) -> Kernel:
-    """The kernel for blocks of so many vectors. graded: events have amounts other than 1."""
-    return _make_convolve(vectors, graded, keep_currents, None, None)
+def convolve_gathered(vectors: int, graded: bool, lanes: int = VECTOR) -> Kernel:
+    """The kernel for blocks of so many vectors. graded: events have amounts other than 1; lanes:
+    weights of a vector.
+    """
+    return _make_convolve(vectors, graded, lanes, keep_currents, (None, None, None))
 
 
 @cache
-def fire_gathered(vectors: int, graded: bool, form: Form) -> Kernel:
+def fire_gathered(vectors: int, graded: bool, form: Form, lanes: int = VECTOR) -> Kernel:
     """As `convolve_gathered`; the currents go to the neurons of one form, block by block, and are
     not kept.
     """
-    return _make_convolve(vectors, graded, fire_neurons, *step_of(form))
+    finish = fire_each if isinstance(form, FixedForm) and form.wide else fire_neurons
+    return _make_convolve(vectors, graded, lanes, finish, step_of(form))
 
 
 Part = Callable[..., Any] | None
 
 
 def _make_convolve(
-    vectors: int, graded: bool, finish: Callable[..., None], rest: Part, after: Part
-) -> Kernel:
-    wide = vectors * VECTOR
+    vectors: int, graded: bool, lanes: int, finish: Callable[..., None],
+    functions: tuple[Part, Part, Part],
+) -> Kernel:  # fmt: skip
+    wide, (rest, after, own) = vectors * lanes, functions
 
     @cached_njit
     def convolve(
@@ -263,8 +301,8 @@ def _make_convolve(
         """Currents of the output rows from bounds[0] to bounds[1], the bias included; what becomes
         of them says `kept` (keep_currents, fire_neurons).
 
-        values (T, H·W, C); weight (groups, blocks, kh · kw, C / groups, vectors · VECTOR), kernel
-        positions in rising order of what lies under them; bias (groups, blocks, vectors · VECTOR);
+        values (T, H·W, C); weight (groups, blocks, kh · kw, C / groups, vectors · lanes), kernel
+        positions in rising order of what lies under them; bias (groups, blocks, vectors · lanes);
         y_under int64 (kh, OH), x_under int64 (kw, OW): the input row and column under each kernel
         index, -1 outside; arriving: the input rows, of `in_columns` positions, whose events are
         listed; tile: output rows whose sums are kept at once. Scratch: starts as in `list_events`;
@@ -286,7 +324,7 @@ def _make_convolve(
                     start_sums(sums, positions * len(values), bias[g, block], wide)
                     for k in range(taps):
                         row = ((g * blocks + block) * taps + k) * inner
-                        ask_for(flat, (row + inner) * wide, inner * wide)
+                        ask_for(flat, (row + inner) * wide, inner * wide, lanes)
                         for n in range(1, longest + 1):
                             sum_lists(
                                 flat, row, rows, amounts, begins[k], places[k], counts[k, n - 1],
@@ -294,6 +332,6 @@ def _make_convolve(
                             )  # fmt: skip
                     to = begin * columns * out_channels + g * width + block * wide
                     place = to, min(wide, width - block * wide), out_channels, positions
-                    finish(rest, after, sums, place, kept)
+                    finish(rest, after, own, sums, place, kept)
 
     return convolve

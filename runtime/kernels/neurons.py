@@ -2,12 +2,13 @@
 
 from collections.abc import Callable
 from functools import cache
-from typing import Any
+
+import numpy as np
 
 from soul_deploy.base import Array
 from soul_deploy.runtime.kernels.cache import cached_njit
 from soul_deploy.runtime.kernels.simd import TRANSPOSED, transpose
-from soul_deploy.runtime.kernels.steps import Form, Numbers, step_of
+from soul_deploy.runtime.kernels.steps import Form, Numbers, Step, step_of
 
 NeuronUpdate = Callable[..., None]
 
@@ -24,11 +25,12 @@ def update_kernel(form: Form, lanes: int) -> NeuronUpdate:
 
     lanes: of currents that stand side by side (time_vectorised.py); 0: one step after the other.
     """
-    functions = step_of(form)
-    return _make_lane_update(*functions, lanes) if lanes else _make_update(*functions)
+    return _make_lane_update(step_of(form), lanes) if lanes else _make_update(step_of(form))
 
 
-def _make_update(rest: Callable[..., Any], after: Callable[..., Any]) -> NeuronUpdate:
+def _make_update(functions: Step) -> NeuronUpdate:
+    rest, after, own = functions
+
     @cached_njit
     def update(
         current: Array, numbers: Numbers, carry: bool, v: Array, spikes: Array, begin: int,
@@ -51,14 +53,15 @@ def _make_update(rest: Callable[..., Any], after: Callable[..., Any]) -> NeuronU
                 arriving = current[0 if repeated else t, first:last]
                 fired = spikes[t, first:last]
                 for i in range(last - first):
-                    fired[i], membrane[i] = after(membrane[i], arriving[i], numbers, first + i)
+                    mine = own(numbers, np.uint64(first + i))
+                    fired[i], membrane[i] = after(membrane[i], arriving[i], mine)
 
     return update
 
 
-def _make_lane_update(
-    rest: Callable[..., Any], after: Callable[..., Any], lanes: int
-) -> NeuronUpdate:
+def _make_lane_update(functions: Step, lanes: int) -> NeuronUpdate:
+    rest, after, own = functions
+
     @cached_njit
     def update(
         current: Array, numbers: Numbers, carry: bool, v: Array, spikes: Array, begin: int,
@@ -83,6 +86,7 @@ def _make_lane_update(
             for t in range(len(spikes)):
                 arrived, fired = arriving[t], spikes[t, first : first + size]
                 for i in range(size):
-                    fired[i], membrane[i] = after(membrane[i], arrived[i], numbers, first + i)
+                    mine = own(numbers, np.uint64(first + i))
+                    fired[i], membrane[i] = after(membrane[i], arrived[i], mine)
 
     return update

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from numba.extending import register_jitable
 
-from soul_deploy.base import Array, dispatch
+from soul_deploy.base import dispatch
 from soul_deploy.runtime import equations
 from soul_deploy.runtime.equations import Equation, FixedEquation, NeuronEquation
 from soul_deploy.runtime.kernels.quotients import without_division
@@ -55,14 +55,16 @@ Form: TypeAlias = LeakyForm | FixedForm
 
 
 class Step(NamedTuple):
-    """Two functions that kernels call.
+    """What kernels call.
 
     rest   (numbers) -> the membrane before the first step
-    after  (membrane, current, numbers, index) -> whether it fires, the membrane after the step
+    after  (membrane, current, own) -> whether it fires, the membrane after the step
+    own    (numbers, index) -> the numbers of a neuron, or of all
     """
 
     rest: Callable[[Any], Any]
     after: Callable[..., Any]
+    own: Callable[[Any, Any], Any]
 
 
 @dispatch.operation_table(Equation)
@@ -95,11 +97,15 @@ def _leaky_numbers(neuron: NeuronEquation, channels: int) -> Numbers:
 
 @numbers_of.on(FixedEquation)
 def _fixed_numbers(neuron: FixedEquation, channels: int) -> Numbers:
-    """A level beyond the membrane's range is at its end: neither is ever passed."""
+    """A level beyond the membrane's range is at its end: neither is ever passed. Numbers are of the
+    membrane's type, if they fit, so that a step is computed in it.
+    """
     level = np.minimum(neuron.threshold - (neuron.fire == "ge"), neuron.highest)
-    numbers = level.astype(np.int32), neuron.subtract
+    kind = np.dtype(membrane_type(neuron))
+    kind = kind if int(neuron.subtract.max()) <= np.iinfo(kind).max else np.dtype(np.int32)
+    numbers = level.astype(kind), neuron.subtract.astype(kind)
     if not FixedForm.of(neuron).wide:
-        return tuple(np.int32(number) for number in numbers)
+        return tuple(number[()] for number in numbers)
     return tuple(np.array(np.broadcast_to(number, channels)) for number in numbers)
 
 
@@ -133,29 +139,27 @@ def _leaky_step(form: LeakyForm) -> Step:
         return numbers[2]
 
     @register_jitable
-    def after(v: Any, x: Any, numbers: Numbers, i: int) -> Any:
-        constant, threshold, at_rest, target = numbers
+    def after(v: Any, x: Any, own: Numbers) -> Any:
+        constant, threshold, at_rest, target = own
         h = charge(v, x, constant, at_rest, threshold)
         spike = fire(h, threshold)
         return spike, reset(h, np.float32(1) if spike else np.float32(0), target)
 
-    return Step(rest, after)
+    return Step(rest, after, _of_all)
 
 
 @register_jitable
-def _of_all(number: Any, i: int) -> Any:
-    return number
+def _of_all(numbers: Numbers, i: int) -> Numbers:
+    return numbers
 
 
 @register_jitable
-def _of_each(number: Array, i: int) -> Any:
-    return number[i]
+def _of_each(numbers: Numbers, i: int) -> Numbers:
+    return numbers[0][i], numbers[1][i]
 
 
 def _fixed_step(form: FixedForm) -> Step:
-    charge, leak, number_at = equations.fixed_charge, equations.fixed_leak, _of_all
-    if form.wide:
-        number_at = _of_each
+    charge, leak = equations.fixed_charge, equations.fixed_leak
     multiplier, shift = np.int32(form.multiplier), np.int32(form.shift)
     lowest, highest = np.int32(form.lowest), np.int32(form.highest)
     late, soft, hard = (form.reset == reset for reset in ("late", "soft", "hard"))
@@ -165,17 +169,17 @@ def _fixed_step(form: FixedForm) -> Step:
         return np.int32(0)
 
     @register_jitable
-    def after(u: Any, x: Any, numbers: Numbers, i: int) -> Any:
-        level = number_at(numbers[0], i)
+    def after(u: Any, x: Any, own: Numbers) -> Any:
+        level, taken = own
         leaked = leak(np.int32(u), multiplier, shift)
         if late:
-            leaked = np.int32(leaked - number_at(numbers[1], i)) if u > level else leaked
+            leaked = np.int32(leaked - taken) if u > level else leaked
         h = charge(leaked, np.int32(x), lowest, highest)
         spike = h > level
         if hard:
             return spike, np.int32(0) if spike else h
         if soft:
-            return spike, np.int32(h - number_at(numbers[1], i)) if spike else h
+            return spike, np.int32(h - taken) if spike else h
         return spike, h
 
-    return Step(rest, after)
+    return Step(rest, after, _of_each if form.wide else _of_all)

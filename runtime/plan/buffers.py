@@ -10,16 +10,16 @@ import numpy as np
 from soul_deploy.base import Array, brief, dispatch, errors
 from soul_deploy.runtime.format import network as net
 from soul_deploy.runtime.kernels.barrier import Meeting, barrier_for
-from soul_deploy.runtime.kernels.bit_planes import tile_of
 from soul_deploy.runtime.kernels.program import Bound, Program
 from soul_deploy.runtime.kernels.steps import membrane_type
-from soul_deploy.runtime.plan import planes, recurrent, regions
+from soul_deploy.runtime.plan import plane_regions, planes, recurrent, regions
 from soul_deploy.runtime.plan.layer_plan import LayerPlan, aligned, partitions_of
 from soul_deploy.runtime.plan.layout import CompactLayout, channel_last, layout_of, pattern_spikes
 from soul_deploy.runtime.plan.neuron_state import sent_dtype, state_at_rest, update_numbers
 from soul_deploy.runtime.plan.planes import Words
 from soul_deploy.runtime.plan.readout import membranes_of, readout_region
 from soul_deploy.runtime.plan.regions import Region
+from soul_deploy.runtime.plan.word_maps import pools_on_words, read_as_maps
 
 
 @brief
@@ -164,7 +164,8 @@ class Builder:
         self.made = Buffers(scores, barrier_for(self.partitions))
         self.read = read_as_maps(self.network, self.plans)
         rows = {name: plan.planes for name, plan in self.plans.items() if plan.planes is not None}
-        self.frames = planes.frames_of(self.network, rows, self.steps)
+        pools = pools_on_words(self.network, self.plans) if rows else ()
+        self.frames = planes.frames_of(self.network, rows, pools, self.steps)
         self.scratch = regions.Scratch()
 
     def add_current(self, layer: net.CurrentLayer) -> None:
@@ -177,10 +178,28 @@ class Builder:
         self._add(layer.name, region)
 
     def add_map(self, layer: net.MapLayer) -> None:
+        if planes.fits_pooling(layer) and layer.sources[0] in self.made.words:
+            self._pool_words(layer)
+            return
         sources = [self.made.values[name] for name in layer.sources]
         out = self._map(layer, max(map(len, sources)))
         region = regions.map_region(layer, sources, out, partitions=self.partitions)
         self._add(layer.name, region)
+
+    def _pool_words(self, layer: net.MapLayer) -> None:
+        source, words = self.made.words[layer.sources[0]], self._empty_words(layer)
+        region = plane_regions.pool_words_region(
+            source, words, layer.out_shape, partitions=self.partitions
+        )
+        self.made.add(layer.name, region)
+        self._unpack(layer, words)
+
+    def _unpack(self, layer: net.Layer, words: planes.Words) -> None:
+        """If a layer reads the map of a layer that gives words."""
+        if layer.name in self.read:
+            out = self._map(layer, self.steps)
+            region = plane_regions.unpack_region(words, out, partitions=self.partitions)
+            self.made.add(layer.name, region)
 
     def _add(self, name: str, region: Region) -> None:
         """A layer's region, to those that it belongs to."""
@@ -239,7 +258,7 @@ class Builder:
     ) -> None:  # fmt: skip
         """A layer in another form, whose spikes leave as words."""
         v = self.made.membranes[layer.name] = state_at_rest(layer.neuron, plan.neurons)
-        spikes = self._empty_words(layer.name, layer.out_shape)
+        spikes = self._empty_words(layer)
         currents = regions.current_region(
             layer, plan, source, current, lanes=0, partitions=self.partitions, shared=self.scratch
         )
@@ -247,8 +266,9 @@ class Builder:
             self.made.static_regions.append(currents)
         else:
             self.made.add(layer.name, currents)
-        live = planes.live_words(layer, spikes.frame.pitch, self.steps)
-        updates = regions.words_region(
+        pitch = spikes.frame.pitch
+        live = planes.live_words(layer, pitch, self.steps, layer.out_shape[1] * pitch)
+        updates = plane_regions.words_region(
             *(layer.neuron, current, live, v, spikes), carry=self.carry, partitions=self.partitions
         )
         self.made.add(layer.name, updates)
@@ -256,34 +276,34 @@ class Builder:
     def _add_planes(self, layer: net.SpikingLayer, rows: planes.PlaneRows) -> None:
         source, steps = self._words(layer), self.steps
         pitch = source.frame.pitch
-        lanes = rows.tiles(pitch, steps) * tile_of(steps)
+        lanes = rows.tiling(pitch, steps).size
         kind = membrane_type(layer.neuron)
         v = self.made.membranes[layer.name] = aligned((layer.out_shape[0], lanes), kind)
         v[...] = layer.neuron.start[0]
-        spikes = self._empty_words(layer.name, layer.out_shape)
-        live = planes.live_words(layer, pitch, steps)
-        region = regions.plane_region(
+        spikes = self._empty_words(layer)
+        live = planes.live_words(layer, pitch, steps, lanes)
+        region = plane_regions.plane_region(
             layer.neuron, rows, live, source, v, spikes, carry=self.carry,
             partitions=self.partitions,
         )  # fmt: skip
         self.made.add(layer.name, region)
-        if layer.name in self.read:
-            out = self._map(layer, steps)
-            unpacking = regions.unpack_region(spikes, out, partitions=self.partitions)
-            self.made.add(layer.name, unpacking)
+        self._unpack(layer, spikes)
 
     def _words(self, layer: net.SpikingLayer) -> planes.Words:
         """The words of what a layer on bit planes reads; packed from its map if they are new."""
         name = layer.source
         if name not in self.made.words:
-            words = self._empty_words(name, layer.in_shape)
+            words = self._new_words(name, layer.in_shape)
             source = self.made.values[name]
-            packing = regions.pack_region(source, words, partitions=self.partitions)
+            packing = plane_regions.pack_region(source, words, partitions=self.partitions)
             self.made.add(layer.name, packing)
         return self.made.words[name]
 
-    def _empty_words(self, name: str, shape: net.Shape) -> planes.Words:
-        """New words of a map."""
+    def _empty_words(self, layer: net.Layer) -> planes.Words:
+        """New words of a layer's map."""
+        return self._new_words(layer.name, layer.out_shape)
+
+    def _new_words(self, name: str, shape: net.Shape) -> planes.Words:
         words = planes.empty_words(shape[0], self.steps, self.frames[name])
         self.made.words[name] = words
         return words
@@ -348,27 +368,3 @@ bind.on(net.PopulationLayer)(lambda layer, builder: builder.add_population(layer
 bind.on(net.RecurrentLayer)(recurrent.add_recurrent)
 bind.on(net.CurrentLayer)(lambda layer, builder: builder.add_current(layer))
 bind.on(net.MapLayer)(lambda layer, builder: builder.add_map(layer))
-
-
-def read_as_maps(network: net.EventNetwork, plans: Mapping[str, LayerPlan]) -> set[str]:
-    """Layers whose map some layer reads; a matrix may read the compacted spikes instead."""
-    readers = [network.readout.source]
-    for layer in network.layers:
-        plan = plans.get(layer.name)
-        if plan is not None and plan.planes is not None:
-            (source,) = layer.sources
-            readers += [] if gives_words(network.by_name.get(source), plans) else [source]
-        elif plan is None or plan.source_layout is None:
-            readers += layer.sources
-    return set(readers)
-
-
-def gives_words(layer: net.Layer | None, plans: Mapping[str, LayerPlan]) -> bool:
-    """Whether a layer's spikes can leave as words: on bit planes, or behind step by step currents,
-    of neurons that are not compacted.
-    """
-    plan = None if layer is None else plans.get(layer.name)
-    if plan is None or not isinstance(layer, net.SpikingLayer):
-        return False
-    stepwise = layer.edge == "analog" or plan.form != "sparse"
-    return plan.planes is not None or (stepwise and plan.layout is None)

@@ -5,6 +5,8 @@ from the weights, positions, channels and steps of the layer, and from the expec
 source: the share of values that are nonzero at a step. The nanoseconds are constants that
 benchmarks/calibrate.py finds, for one thread.
 
+A vector of integer sums takes as long as one of floats; of int16 there are half as many.
+
 The estimates are for choosing: a layer at another rate, or on another machine, takes another time,
 but its forms mostly stand in the same order.
 """
@@ -15,14 +17,15 @@ from dataclasses import dataclass, fields
 
 from soul_deploy.base import dispatch, environment
 from soul_deploy.runtime.format import network as net
+from soul_deploy.runtime.format.bounds import Accumulator
 from soul_deploy.runtime.format.tap_tables import tap_count
-from soul_deploy.runtime.kernels.bit_planes import BLOCK, chunks_of, tile_of
+from soul_deploy.runtime.kernels.bit_planes import BLOCK, chunks_of
 from soul_deploy.runtime.kernels.fours import TOGETHER
 from soul_deploy.runtime.kernels.gather import USUAL_SECOND, vectors_for
 from soul_deploy.runtime.kernels.simd import BYTES, VECTOR, has_mask_registers
 from soul_deploy.runtime.kernels.time_vectorised import LANES_TOGETHER, lanes_for
 from soul_deploy.runtime.plan.layout import channel_last
-from soul_deploy.runtime.plan.planes import gap_of, moves_of, tiles_of
+from soul_deploy.runtime.plan.planes import gap_of, moves_of, tiling_of
 
 ROW_BYTES = 8
 """Of a weight in compressed rows, with its target."""
@@ -211,6 +214,7 @@ class Expected:
     rate    share of the source's values that are nonzero at a step
     packs, unpacks  whether, on bit planes, its source has to be packed and its spikes unpacked
     active  share of the source's neurons that fire at any step; None: each step is left to chance
+    accumulator  in which integer weights are summed; None: float32
     """
 
     steps: int
@@ -219,6 +223,12 @@ class Expected:
     packs: bool = True
     unpacks: bool = True
     active: float | None = None
+    accumulator: Accumulator | None = None
+
+    @property
+    def lanes(self) -> int:
+        """Weights of a vector where whole rows are gathered."""
+        return VECTOR if self.accumulator is None else 2 * VECTOR
 
     @property
     def fires(self) -> float:
@@ -250,9 +260,8 @@ def _(matrix: net.MatrixSynapses, form: str, expected: Expected) -> dict[str, fl
         work["matrix_weight"] = inputs * expected.fires * outputs
         return work
     passes = expected.fires if lanes else expected.events
-    work["explicit_row"] = inputs * passes
-    work["explicit_addition"] = matrix.rows.synapses * passes
-    return work
+    added = matrix.rows.synapses * passes
+    return work | {"explicit_row": inputs * passes, "explicit_addition": added}
 
 
 @work_of.on(net.ConvSynapses)
@@ -260,8 +269,7 @@ def _(convolution: net.ConvSynapses, form: str, expected: Expected) -> dict[str,
     if form == "planes":
         return _planes_work(convolution, expected)
     values = math.prod(convolution.in_shape) * expected.steps
-    neurons = math.prod(convolution.out_shape) * expected.run
-    work: dict[str, float] = {"launch": 3.0, "neuron": neurons}
+    work = {"launch": 3.0, "neuron": math.prod(convolution.out_shape) * expected.run}
     if form == "gather":
         return work | _gather_work(convolution, expected, values)
     if form == "analog":
@@ -335,8 +343,8 @@ def _gather_work(
 ) -> dict[str, float]:
     groups, channels = convolution.groups, convolution.in_shape[0]
     width = convolution.out_shape[0] // groups
-    vectors = vectors_for(width, channels // groups)
-    blocks = -(-width // (vectors * VECTOR))
+    vectors = vectors_for(width, channels // groups, expected.lanes)
+    blocks = -(-width // (vectors * expected.lanes))
     joins, some = _joins(convolution), 1 - (1 - expected.rate) ** (channels / groups)
     rows = joins * channels * expected.events * blocks
     return {
@@ -362,16 +370,15 @@ def _planes_work(convolution: net.ConvSynapses, expected: Expected) -> dict[str,
     steps, outputs = expected.steps, convolution.out_shape[0]
     weights = convolution.rows.synapses + outputs * (TOGETHER - 1) / 2  # filled up to whole fours
     pitch = convolution.in_shape[2] + gap_of(moves_of(convolution))
-    tiles, chunks = tiles_of(convolution.out_shape, pitch, steps), len(chunks_of(steps))
-    arriving, leaving = (
-        math.prod(channel_last(shape)) * steps
-        for shape in (convolution.in_shape, convolution.out_shape)
-    )
+    tiling = tiling_of(convolution.out_shape, pitch, steps, expected.accumulator)
+    tiles, chunks = tiling.count, len(chunks_of(steps))
+    shapes = convolution.in_shape, convolution.out_shape
+    arriving, leaving = (math.prod(channel_last(shape)) * steps for shape in shapes)
     return {
         "launch": chunks * (1.0 + expected.packs + expected.unpacks),
         "plane_tile": outputs * tiles * chunks,
         "plane_weight": weights * tiles * chunks,
-        "plane_vector": weights * tiles * tile_of(steps) / VECTOR * steps,
+        "plane_vector": weights * tiles * tiling.vectors(steps, expected.accumulator),
         "plane_step": outputs * tiles * steps,
         "pack": arriving * expected.packs,
         "pack_odd": _share_beyond(convolution.in_shape[0], VECTOR) * arriving * expected.packs,

@@ -9,6 +9,7 @@ import math
 from collections.abc import Mapping
 
 from soul_deploy.base import dispatch, memory
+from soul_deploy.runtime.equations import FixedEquation
 from soul_deploy.runtime.format import network as net
 from soul_deploy.runtime.format.tap_tables import tap_count
 from soul_deploy.runtime.kernels import gather
@@ -16,7 +17,7 @@ from soul_deploy.runtime.kernels.listed import AHEAD, UNROLLED
 from soul_deploy.runtime.kernels.simd import VECTOR
 from soul_deploy.runtime.kernels.time_vectorised import MOST_LANES
 from soul_deploy.runtime.plan.forms import Form, event_forms, forms_of, possible_forms
-from soul_deploy.runtime.plan.planes import gap_of, moves_of, plane_bytes
+from soul_deploy.runtime.plan.planes import fits_pooling, gap_of, moves_of, plane_bytes, pool_bytes
 
 TAP_BYTES = 24 + 64  # of an entry in a tap table, and what computing it takes meanwhile
 LIVE_NEURON_BYTES = 8 + 40  # of a neuron in a compacted population, kept and meanwhile
@@ -96,6 +97,8 @@ def running_bytes(
         by_layer[layer.name] += layer_bytes(layer, steps, forms.get(layer.name))
     for name, (layer, convolution) in on_planes.items():
         by_layer[name] += plane_bytes(layer, convolution, steps, gap)
+    for layer in network.maps if on_planes else ():
+        by_layer[layer.name] += pool_bytes(layer, steps, gap) if fits_pooling(layer) else 0
     readout = network.readout
     scores = 2 if readout.over_time == "max" else 1  # of one step, and the largest
     by_layer[readout.name] = 8 * readout.sums + 4 * readout.classes * scores
@@ -115,14 +118,17 @@ layer_bytes.on(net.MapLayer)(lambda layer, steps, form: 0)
 
 @layer_bytes.on(net.PopulationLayer)
 def _population_bytes(layer: net.Firing, steps: int, form: Form | None) -> int:
-    """Membranes; if compacted, also indices, currents and spikes of the live neurons."""
+    """Membranes, of fixed-point neurons their numbers; if compacted, also indices, currents and
+    spikes of the live neurons.
+    """
     neurons = math.prod(layer.current_shape)
+    kept = (4 + 32 * isinstance(layer.neuron, FixedEquation)) * neurons  # and meanwhile
     if layer.live is None and layer.pattern is None:
-        return 4 * neurons
+        return kept
     live = neurons if layer.updated is None else layer.neurons
     compacted = (steps + 4 * _columns_of(steps)) * live
     generated = 2 * steps * math.prod(layer.out_shape) if layer.generated else 0
-    return 4 * neurons + LIVE_NEURON_BYTES * math.prod(layer.out_shape) + compacted + generated
+    return kept + LIVE_NEURON_BYTES * math.prod(layer.out_shape) + compacted + generated
 
 
 @layer_bytes.on(net.RecurrentLayer)
@@ -185,12 +191,14 @@ def _listed_bytes(convolution: net.ConvSynapses, steps: int) -> int:
     (channels, height, width), groups = convolution.in_shape, convolution.groups
     outputs, taps = convolution.out_shape[0] // groups, math.prod(convolution.kernel)
     inner, (rows, columns) = channels // groups, convolution.out_shape[1:]
-    wide = VECTOR * gather.vectors_for(outputs, inner)
-    tile = steps * columns * gather.rows_of_tile(rows, steps * columns * wide)
+    lanes = 2 * VECTOR if convolution.fixed else VECTOR
+    wide = lanes * gather.vectors_for(outputs, inner, lanes)
+    size = steps * columns * wide * (2 if convolution.fixed else 4)
+    tile = steps * columns * gather.rows_of_tile(rows, size)
     events, starts = 6 * channels * height * width, 4 * (height * width + 1) * groups
     lists = taps * (4 * (inner + 2) + 8 * (tile + AHEAD + 1)) + 2 * UNROLLED
     sums = 4 * tile * wide + 5 * gather.TOGETHER * wide
-    padded = max(2 * outputs, VECTOR)  # to whole vectors, at most
+    padded = max(2 * outputs, lanes)  # to whole vectors, at most
     weights = 8 * (convolution.row_count + groups) * padded
     under = 32 * sum(
         n * k for n, k in zip(convolution.out_shape[1:], convolution.kernel, strict=True)

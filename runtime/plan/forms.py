@@ -28,9 +28,6 @@ FORMS: tuple[Form, ...] = get_args(Form)
 
 def possible_forms(layer: net.Synaptic) -> tuple[Form, ...]:
     """The forms that a layer can have; event by event first."""
-    if layer.synapses.fixed:
-        dense: Form = "analog" if layer.edge == "analog" and layer.synapses.shared else "dense"
-        return (dense,) if layer.synapses.rows.dense else ("sparse",)
     if not layer.synapses.rows.dense:
         return ("sparse", "planes") if fits_planes(layer) else ("sparse",)
     convolution = layer.synapses.convolution
@@ -74,6 +71,7 @@ def expected_of(network: net.EventNetwork, layer: net.Synaptic) -> costs.Expecte
         run=network.time_steps,
         rate=expected_rate(network, layer),
         active=None if once else network.active.get(layer.source),
+        accumulator=layer.accumulator,
         packs=not _can_give_words(network.by_name.get(layer.source)),
         unpacks=network.readout.source == layer.name or not all(on_words),
     )

@@ -17,14 +17,16 @@ import numpy as np
 import numpy.typing as npt
 
 from soul_deploy.base import Array, brief, dispatch
+from soul_deploy.runtime.format import bounds
 from soul_deploy.runtime.format import network as net
 from soul_deploy.runtime.format.tap_tables import gather_table, positions_under, tap_table
 from soul_deploy.runtime.kernels import bit_planes, gather, time_vectorised
 from soul_deploy.runtime.kernels import synapses as kernels
-from soul_deploy.runtime.kernels.simd import VECTOR
+from soul_deploy.runtime.kernels.simd import BYTES
 from soul_deploy.runtime.plan.forms import Form, possible_forms
 from soul_deploy.runtime.plan.layout import CompactLayout, compact_rows, layout_of, masked_out_index
 from soul_deploy.runtime.plan.planes import PlaneRows, plane_rows
+from soul_deploy.runtime.plan.row_shares import arriving_rows, rows_of_partition, tap_offsets
 
 ALIGNMENT = 64
 IN_LANES = {
@@ -32,7 +34,7 @@ IN_LANES = {
     kernels.multiply_sparse: time_vectorised.multiply_lanes,
 }
 """The form of a kernel that does all steps at once."""
-EMPTY = np.zeros(0, np.float32)
+EMPTY, NO_INTEGERS = np.zeros(0, np.float32), np.zeros(0, np.int32)
 
 
 @dataclass(frozen=True)
@@ -135,13 +137,17 @@ def _(
     if form == "planes":
         return _plan_on_planes(layer, convolution)
     layout, graded = layout_of(layer), layer.edge != "spike"
-    kernel, arrays = convolution_kernel(convolution.rows, convolution, form, graded=graded)
+    if form == "gather":
+        kernel, arrays = gathered_rows(convolution, layer, graded=graded)
+    else:
+        kernel, arrays = convolution_kernel(convolution.rows, convolution, form)
     columns = math.prod(layer.current_shape)
     unit = columns // convolution.out_shape[1]
     neurons = columns if layout is None else len(layout.gather_index)
+    bias, masked = _copy_of_bias(layer, convolution.bias), masked_out_index(layer)
     return LayerPlan(
-        convolution, form, kernel, arrays, aligned_copy(convolution.bias), columns, unit, neurons,
-        layout, masked_out=masked_out_index(layer), current=current_type(layer),
+        convolution, form, kernel, arrays, bias, columns, unit, neurons, layout, masked_out=masked,
+        current=current_type(layer),
     )  # fmt: skip
 
 
@@ -160,10 +166,18 @@ def _(
     kernel, arrays = matrix_kernel(matrix.rows, read, layout, columns)
     columns = columns if layout is None else len(layout.gather_index)
     unit = len(bias) if bias is not None and 0 < len(bias) < columns else 1
+    bias = _copy_of_bias(layer, bias)
     return LayerPlan(
-        matrix, form, kernel, arrays, aligned_copy(bias), columns, unit, columns, layout, read,
+        matrix, form, kernel, arrays, bias, columns, unit, columns, layout, read,
         current=current_type(layer),
     )  # fmt: skip
+
+
+def _copy_of_bias(layer: net.Synaptic, bias: Array | None) -> Array:
+    """Of the kind of the layer's currents, empty where it has none."""
+    if bias is None and layer.accumulator is not None:
+        return NO_INTEGERS
+    return aligned_copy(bias)
 
 
 def current_type(layer: net.Synaptic) -> npt.DTypeLike:
@@ -200,48 +214,58 @@ def _(
 
 
 @dispatch.operation_table(net.Rows)
-def convolution_kernel(
-    rows: net.Rows, convolution: net.ConvSynapses, form: Form, *, graded: bool
-) -> Kernel:
-    """The kernel of a convolution and its rows. graded: spikes have amounts other than 1."""
+def convolution_kernel(rows: net.Rows, convolution: net.ConvSynapses, form: Form) -> Kernel:
+    """The kernel of a convolution and its rows."""
     raise convolution_kernel.unknown(rows)
 
 
 @convolution_kernel.on(net.SparseRows)
-def _(rows: net.SparseRows, convolution: net.ConvSynapses, form: Form, *, graded: bool) -> Kernel:
+def _(rows: net.SparseRows, convolution: net.ConvSynapses, form: Form) -> Kernel:
     starts, targets, weight = (aligned_copy(array) for array in rows.arrays)
     if convolution.stride == (1, 1):
-        targets += _tap_offsets(convolution, starts)
+        targets += tap_offsets(convolution, starts)
     return kernels.convolve_sparse, (starts, targets, weight)
 
 
 @convolution_kernel.on(net.DenseRows)
-def _(rows: net.DenseRows, convolution: net.ConvSynapses, form: Form, *, graded: bool) -> Kernel:
+def _(rows: net.DenseRows, convolution: net.ConvSynapses, form: Form) -> Kernel:
     if form == "analog":
         by_group = rows.weight.reshape(convolution.groups, -1, rows.weight.shape[-1])
         arrays = aligned_copy(by_group), aligned_copy(gather_table(convolution))
         return kernels.convolve_analog, arrays
-    if form == "gather":
-        return gathered_rows(convolution, rows, graded=graded)
     return kernels.convolve_dense, (aligned_copy(rows.weight),)
 
 
-def gathered_rows(convolution: net.ConvSynapses, rows: net.DenseRows, *, graded: bool) -> Kernel:
+def gathered_rows(convolution: net.ConvSynapses, layer: net.Synaptic, *, graded: bool) -> Kernel:
     """(weight, bias) by groups and blocks of output channels, as `convolve_gathered` takes them."""
     groups, channels = convolution.groups, convolution.in_shape[0]
     width, taps = convolution.out_shape[0] // groups, math.prod(convolution.kernel)
-    vectors = gather.vectors_for(width, channels // groups)
-    wide = vectors * VECTOR
+    rows, (kind, total) = convolution.rows.weight, gathered_types(convolution, layer)
+    lanes = BYTES // kind.itemsize
+    vectors = gather.vectors_for(width, channels // groups, lanes)
+    wide = vectors * lanes
     blocks = -(-width // wide)
-    padded = np.zeros((channels, taps, blocks * wide), np.float32)
-    padded[..., :width] = rows.weight[:, ::-1, ::-1].reshape(channels, taps, width)
+    padded = np.zeros((channels, taps, blocks * wide), kind)
+    padded[..., :width] = rows[:, ::-1, ::-1].reshape(channels, taps, width)
     weight = padded.reshape(groups, channels // groups, taps, blocks, wide)
-    bias = np.zeros((groups, blocks * wide), np.float32)
+    bias = np.zeros((groups, blocks * wide), total)
     if convolution.bias is not None:
         bias[:, :width] = convolution.bias.reshape(groups, width)
     arrays = weight.transpose(0, 3, 2, 1, 4), bias.reshape(groups, blocks, wide)
-    kernel = gather.convolve_gathered(vectors, graded)
+    kernel = gather.convolve_gathered(vectors, graded, lanes)
     return kernel, tuple(map(aligned_copy, arrays))
+
+
+def gathered_types(
+    convolution: net.ConvSynapses, layer: net.Synaptic
+) -> tuple[np.dtype[Any], np.dtype[Any]]:
+    """Of weights and of their sums. Weights are int16 where the sums under each kernel position
+    are, which are then added to wider ones.
+    """
+    if layer.accumulator is None:
+        return np.dtype(np.float32), np.dtype(np.float32)
+    most = bounds.tap_bound(convolution, layer.bound or 1)
+    return np.dtype(bounds.accumulator_for(most)), np.dtype(layer.accumulator)
 
 
 def based_rows(rows: net.SparseRows) -> tuple[Array, Array, Array, Array]:
@@ -289,7 +313,7 @@ def _(convolution: net.ConvSynapses, plan: LayerPlan, partition: Partition) -> t
     channels, _, columns = convolution.out_shape
     if plan.form == "gather":
         under = [positions_under(convolution, axis)[:, ::-1].T.copy() for axis in (0, 1)]
-        arriving = _arriving(under[0], rows)
+        arriving = arriving_rows(under[0], rows)
         return *plan.arrays, channels, *under, rows, convolution.in_shape[2], arriving
     if plan.form == "analog":
         weight, sources = plan.arrays
@@ -308,27 +332,6 @@ def _(convolution: net.ConvSynapses, plan: LayerPlan, partition: Partition) -> t
     return *plan.arrays, convolution.kernel, columns, channels, pitches, *tables
 
 
-def _arriving(under: Array, outputs: tuple[int, int]) -> tuple[int, int]:
-    """(first, last) of the input rows under the output rows `outputs`; under: `positions_under`,
-    turned.
-    """
-    reached = under[:, outputs[0] : outputs[1]]
-    reached = reached[reached >= 0]
-    return (int(reached.min()), int(reached.max()) + 1) if reached.size else (0, 0)
-
-
-def rows_of_partition(starts: Array, targets: Array, first: int, last: int) -> tuple[Array, Array]:
-    """Where each row's targets from `first` to below `last` begin and end, uint32 (rows,) each.
-
-    Targets are sorted within a row.
-    """
-    before = np.zeros((2, len(targets) + 1), np.uint32)
-    for counted, bound in zip(before, (first, last), strict=True):
-        np.cumsum(targets < bound, out=counted[1:], dtype=np.uint32)
-    below = before[:, starts[1:]] - before[:, starts[:-1]]
-    return starts[:-1] + below[0], starts[:-1] + below[1]
-
-
 def rows_apart(
     begins: Array, ends: Array, bases: Array, targets: Array, weight: Array
 ) -> tuple[Array, Array, Array, Array, Array]:
@@ -341,16 +344,6 @@ def rows_apart(
     index = np.repeat(begins - starts[:-1].astype(np.int64), lengths) + np.arange(int(starts[-1]))
     kept = aligned_copy(targets[index]), aligned_copy(weight[index])
     return starts[:-1], starts[1:], bases, *kept
-
-
-def _tap_offsets(convolution: net.ConvSynapses, starts: Array) -> Array:
-    """uint32 (synapses,): kernel row · pitch + kernel column · pitch of each synapse."""
-    height, width = convolution.kernel
-    pitch_y, pitch_x = convolution.pitches
-    per_tap = np.arange(height)[:, None] * pitch_y + np.arange(width) * pitch_x
-    per_row = np.tile(per_tap.reshape(-1).astype(np.uint32), convolution.in_shape[0])
-    lengths = starts[1:].astype(np.int64) - starts[:-1]
-    return np.repeat(per_row, lengths)
 
 
 def plan_layer(layer: net.Synaptic, form: Form, source: net.Layer | None = None) -> LayerPlan:

@@ -5,7 +5,7 @@ length), in the same frame for all of them. The zeros of the frame are what a ke
 the map.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,20 +13,26 @@ import numpy as np
 
 from soul_deploy.base import Array, brief, errors
 from soul_deploy.runtime.format import network as net
+from soul_deploy.runtime.format.bounds import Accumulator
 from soul_deploy.runtime.kernels.bit_planes import (
     BLOCK,
     CHANNELS,
     MOST_SUMS,
     chunks_of,
+    lines_of,
     tile_of,
     word_of,
 )
 from soul_deploy.runtime.kernels.fours import STEP_BITS, TOGETHER
+from soul_deploy.runtime.kernels.integer_fours import positions_of, sums_of_line, weights_for
 from soul_deploy.runtime.kernels.simd import VECTOR
 from soul_deploy.runtime.plan.layout import layout_of
 
 ROW_BYTES = 8 + 48
 """Of a synapse, and what sorting it takes meanwhile."""
+
+LINES, LINE_OVERHEAD = (6, 4, 3, 2, 1), 0.5
+"""Lines that a tile of integers can have, and what begins one costs, in lines."""
 
 LINE = 64
 """Bytes of a cache line, and of the words that are read at once."""
@@ -49,6 +55,15 @@ def fits_planes(layer: net.Synaptic) -> bool:
         and synapses.reach == synapses.in_shape[1:]
         and synapses.row_count < 1 << 31  # places are counted in 32 bits
         and layout_of(layer) is None
+    )
+
+
+def fits_pooling(layer: net.Layer) -> bool:
+    """Whether a layer is a pooling that can run on words: windows of two by two, side by side."""
+    return (
+        isinstance(layer, net.PoolLayer)
+        and layer.kernel == layer.stride == (2, 2)
+        and layer.padding == (0, 0)
     )
 
 
@@ -93,15 +108,53 @@ def gap_of(moves: Array) -> int:
     return int(np.abs(moves[:, 1]).max())
 
 
-def tiles_of(shape: net.Shape, pitch: int, steps: int) -> int:
-    """How many tiles a channel of a map has."""
-    return -(-((shape[1] - 1) * pitch + shape[2]) // tile_of(steps))
+@dataclass(frozen=True)
+class Tiling:
+    """How the positions of a channel are divided.
+
+    lines  vectors of words in a tile
+    tile   its positions
+    count  tiles of a channel
+    """
+
+    lines: int
+    tile: int
+    count: int
+
+    @property
+    def size(self) -> int:
+        """Positions of all tiles."""
+        return self.tile * self.count
+
+    def vectors(self, steps: int, accumulator: Accumulator | None) -> float:
+        """Vectors of a tile's sums at all steps."""
+        if accumulator is None:
+            return self.tile * steps / VECTOR
+        chunks = chunks_of(steps)
+        return len(chunks) * self.lines * sums_of_line(max(chunks), word_of(steps), accumulator)
 
 
-def _needed(moves: Array, shape: net.Shape, pitch: int, steps: int) -> tuple[int, int]:
-    """Words that a source needs before its first position and behind it, for outputs `shape`."""
+def tiling_of(shape: net.Shape, pitch: int, steps: int, accumulator: Accumulator | None) -> Tiling:
+    """Of outputs `shape`; accumulator: of integer weights, None: of float32, whose tiles always
+    have the same size.
+    """
+    positions = (shape[1] - 1) * pitch + shape[2]
+    if accumulator is None:
+        return Tiling(lines_of(steps), tile_of(steps), -(-positions // tile_of(steps)))
+    word = word_of(steps)
+    sums = sums_of_line(max(chunks_of(steps)), word, accumulator)
+    able = [n for n in LINES if n * sums <= MOST_SUMS]
+    found = [_tiled(positions, n, positions_of(n, word)) for n in able]
+    return min(found, key=lambda tiling: tiling.count * (tiling.lines + LINE_OVERHEAD))
+
+
+def _tiled(positions: int, lines: int, tile: int) -> Tiling:
+    return Tiling(lines, tile, -(-positions // tile))
+
+
+def _needed(moves: Array, pitch: int, size: int) -> tuple[int, int]:
+    """Words that a source needs before its first position and behind it, for `size` outputs."""
     distances = moves @ np.array([pitch, 1])
-    size = tiles_of(shape, pitch, steps) * tile_of(steps)
     return max(0, -int(distances.min())), size + max(0, int(distances.max()))
 
 
@@ -110,16 +163,25 @@ def plane_bytes(layer: net.Synaptic, convolution: net.ConvSynapses, steps: int, 
     neurons, membranes, rows and what sorting them takes meanwhile, scratch.
     """
     pitch, moves = layer.in_shape[2] + gap, moves_of(convolution)
-    before, behind = _needed(moves, layer.out_shape, pitch, steps)
+    tiling = tiling_of(layer.out_shape, pitch, steps, layer.accumulator)
+    before, behind = _needed(moves, pitch, tiling.size)
     frame = frame_of(layer.in_shape[2], pitch, before, behind, steps)
-    size = tiles_of(layer.out_shape, pitch, steps) * tile_of(steps) + 2 * LINE
+    size = tiling.size + 2 * LINE
     word, out = int(word_of(steps).itemsize), layer.out_shape[0]
     words = len(chunks_of(steps)) * (layer.in_shape[0] * frame.length + out * size)
     synapses = convolution.rows.synapses + (TOGETHER - 1) * out
     packing = BLOCK * (layer.in_shape[0] + out)
-    neurons = CHANNELS * (MOST_SUMS * VECTOR + 2 * tile_of(steps))
+    neurons = CHANNELS * (2 * MOST_SUMS * VECTOR + 2 * tiling.tile)
     scratch = 4 * (packing + neurons)
     return word * words + (word + 2 + 4) * out * size + ROW_BYTES * synapses + scratch
+
+
+def pool_bytes(layer: net.Layer, steps: int, gap: int) -> int:
+    """Bytes of the words that a pooling which `fits_pooling` reads and gives."""
+    words = 0
+    for channels, height, width in (layer.in_shape, layer.out_shape):
+        words += channels * (height * (width + gap) + 3 * LINE)
+    return words * len(chunks_of(steps)) * int(word_of(steps).itemsize)
 
 
 @brief
@@ -130,9 +192,10 @@ class PlaneRows:
     starts  int64 (C_out + 1,): output channel c has the weights starts[c] to starts[c + 1], filled
             up with zeros to a multiple of TOGETHER
     places  int32 (synapses,): input channel · kernel positions + kernel position, rising
-    weight, bias  float32
+    weight, bias  float32; of integers as `weights_for`, and int32
     moves   as `moves_of`
     shape   of the outputs
+    accumulator  in which integers are summed; None: float32
     """
 
     starts: Array
@@ -141,14 +204,15 @@ class PlaneRows:
     bias: Array
     moves: Array
     shape: net.Shape
+    accumulator: Accumulator | None = None
 
-    def tiles(self, pitch: int, steps: int) -> int:
-        """How many tiles an output channel has."""
-        return tiles_of(self.shape, pitch, steps)
+    def tiling(self, pitch: int, steps: int) -> Tiling:
+        """How an output channel is divided."""
+        return tiling_of(self.shape, pitch, steps, self.accumulator)
 
     def needed(self, pitch: int, steps: int) -> tuple[int, int]:
         """Words that the source needs before its first position and behind it."""
-        return _needed(self.moves, self.shape, pitch, steps)
+        return _needed(self.moves, pitch, self.tiling(pitch, steps).size)
 
     def places_in(self, frame: Frame, channels: int) -> Array:
         """int32 (synapses,): where the inputs of output 0 stand among a source's words.
@@ -178,14 +242,16 @@ def plane_rows(layer: net.SpikingLayer, convolution: net.ConvSynapses) -> PlaneR
     starts = np.concatenate([[0], np.cumsum(-(-counts // TOGETHER) * TOGETHER)])
     before = np.cumsum(counts) - counts
     at = starts[rows.targets[order]] + np.arange(len(order)) - before[rows.targets[order]]
-    bias = convolution.bias
+    bias, kind = convolution.bias, np.float32 if layer.accumulator is None else np.int32
+    weight = _filled(rows.weight[order], at, int(starts[-1]), rows.weight.dtype)
     return PlaneRows(
         starts=starts.astype(np.int64),
         places=_filled(places[order], at, int(starts[-1]), np.dtype(np.int32)),
-        weight=_filled(rows.weight[order], at, int(starts[-1]), np.dtype(np.float32)),
-        bias=np.zeros(convolution.out_shape[0], np.float32) if bias is None else bias.copy(),
+        weight=weight if layer.accumulator is None else weights_for(weight, layer.accumulator),
+        bias=np.zeros(convolution.out_shape[0], kind) if bias is None else bias.copy(),
         moves=moves_of(convolution),
         shape=layer.out_shape,
+        accumulator=layer.accumulator,
     )
 
 
@@ -196,12 +262,11 @@ def _filled(values: Array, at: Array, size: int, dtype: np.dtype[Any]) -> Array:
     return filled
 
 
-def live_words(layer: net.SpikingLayer, pitch: int, steps: int) -> Array:
-    """(C, tiles · tile), or (1, ...) if all neurons live: all bits of the words of neurons that
+def live_words(layer: net.SpikingLayer, pitch: int, steps: int, size: int) -> Array:
+    """(C, size), or (1, size) if all neurons live: all bits of the words of neurons that
     exist, position 0 first; of a layer whose neurons are not compacted.
     """
-    (channels, height, width), size = layer.out_shape, tiles_of(layer.out_shape, pitch, steps)
-    size *= tile_of(steps)
+    channels, height, width = layer.out_shape
     live = np.ones((1, height, width), np.bool_)
     if layer.live is not None:
         live = layer.live.reshape(height, width, channels).transpose(2, 0, 1)
@@ -256,23 +321,32 @@ def map_of(words: Words, shape: net.Shape) -> Array:
 
 
 def frames_of(
-    network: net.EventNetwork, rows: Mapping[str, PlaneRows], steps: int
+    network: net.EventNetwork, rows: Mapping[str, PlaneRows], pools: Collection[str], steps: int
 ) -> dict[str, Frame]:
-    """The frames of all maps that a layer on bit planes reads or gives. Rows are equally far apart
-    from their ends in all of them, since a layer's source and its map have the same pitch.
+    """The frames of all maps that a layer on bit planes, or one of the `pools`, reads or gives.
+    Rows are equally far apart from their ends in all of them, since a layer's source and its map
+    have the same pitch.
     """
     needed: dict[str, tuple[int, int, int]] = {}
+
+    def need(name: str, columns: int, more: tuple[int, int]) -> None:
+        _, before, behind = needed.get(name, (0, 0, 0))
+        needed[name] = columns, max(before, more[0]), max(behind, more[1])
+
     gap = max((gap_of(plan.moves) for plan in rows.values()), default=0)
     for layer in network.projected:
         if (plan := rows.get(layer.name)) is not None:
             columns = layer.in_shape[2]
             pitch = columns + gap
-            own = 0, plan.tiles(pitch, steps) * tile_of(steps)
+            own = 0, plan.tiling(pitch, steps).size
             read = plan.needed(pitch, steps)
             shown = 0, layer.in_shape[1] * pitch  # what its source writes
             for name, more in ((layer.source, read), (layer.source, shown), (layer.name, own)):
-                _, before, behind = needed.get(name, (0, 0, 0))
-                needed[name] = columns, max(before, more[0]), max(behind, more[1])
+                need(name, columns, more)
+    for name in pools:
+        pool = network.by_name[name]
+        for each, (_, height, width) in ((pool.sources[0], pool.in_shape), (name, pool.out_shape)):
+            need(each, width, (0, height * (width + gap)))
     return {
         name: frame_of(columns, columns + gap, before, behind, steps)
         for name, (columns, before, behind) in needed.items()

@@ -12,13 +12,12 @@ import numpy.typing as npt
 from soul_deploy.base import Array, brief, dispatch
 from soul_deploy.runtime.equations import Equation
 from soul_deploy.runtime.format import network
-from soul_deploy.runtime.kernels import bit_planes, gather, maps, synapses, time_vectorised
+from soul_deploy.runtime.kernels import gather, maps, synapses, time_vectorised
 from soul_deploy.runtime.kernels import steps as step_forms
 from soul_deploy.runtime.kernels.listed import AHEAD, UNROLLED
-from soul_deploy.runtime.kernels.simd import VECTOR
+from soul_deploy.runtime.kernels.simd import BYTES
 from soul_deploy.runtime.plan import layer_plan, neuron_state
 from soul_deploy.runtime.plan.layer_plan import LayerPlan, Partition, aligned, partitions_of
-from soul_deploy.runtime.plan.planes import PlaneRows, Words
 
 Work = Literal["currents", "neurons", "fused", "words", "maps"]
 """What a kernel call does: currents of a layer, its neurons, both of them, spikes into words of
@@ -121,15 +120,20 @@ def _fused_region(
     carry: bool, partitions: int, shared: Scratch,
 ) -> Region:  # fmt: skip
     """Gathered currents and their neurons, a block of channels at a time."""
-    neuron, vectors, region = layer.neuron, plan.arrays[0].shape[-1] // VECTOR, []
-    kernel = gather.fire_gathered(vectors, layer.edge != "spike", step_forms.form_of(neuron))
-    numbers = step_forms.numbers_of(neuron, layer.out_shape[0])
+    neuron, region, (weight, _) = layer.neuron, [], plan.arrays
+    lanes = BYTES // weight.itemsize
+    form, vectors = step_forms.form_of(neuron), weight.shape[-1] // lanes
+    kernel = gather.fire_gathered(vectors, layer.edge != "spike", form, lanes)
+    numbers = tuple(
+        np.pad(number, (0, weight.shape[-1])) if isinstance(number, np.ndarray) else number
+        for number in step_forms.numbers_of(neuron, layer.out_shape[0])
+    )
     fired = spikes.reshape(len(spikes), len(v))
     for partition in partitions_of(partitions):
         tables = _gather_tables(layer, plan, source.shape, partition, shared)
         scratch = [
-            np.empty((gather.TOGETHER, plan.arrays[0].shape[-1]), kind)
-            for kind in (np.float32, np.uint8)
+            np.empty((gather.TOGETHER, weight.shape[-1]), kind)
+            for kind in (step_forms.membrane_type(neuron), np.uint8)
         ]
         calls = [Call(kernel, (source, *tables, (numbers, carry, v, fired, *scratch)), "fused")]
         if plan.masked_out is not None:
@@ -145,21 +149,23 @@ def _gather_tables(
 ) -> tuple[Any, ...]:  # fmt: skip
     """What `convolve_gathered` takes between its values and `kept`; source: their shape."""
     tables = layer_plan.synapse_tables(plan.synapses, plan, partition)
-    (groups, _, taps, inner, wide), (steps, positions, channels) = plan.arrays[0].shape, source
+    (weight, bias), (steps, positions, channels) = plan.arrays, source
+    groups, _, taps, inner, wide = weight.shape
     _, x_under, (first, last), in_columns, arriving = tables[-5:]
     row = x_under.shape[1] * steps
-    tile = max(1, gather.rows_of_tile(last - first, row * wide))
+    tile = max(1, gather.rows_of_tile(last - first, row * wide * bias.itemsize))
     read = steps * (arriving[1] - arriving[0]) * in_columns * channels + UNROLLED
     scratch = partial(shared.array, partition)
     lists = (
         scratch("rows", (read,), np.uint16),
-        scratch("amounts", (read if layer.edge != "spike" else 0,), np.float32),
+        scratch(f"amounts {weight.dtype}", (read if layer.edge != "spike" else 0,), weight.dtype),
         scratch("counts", (taps, inner + 2), np.uint32),
         scratch("begins", (taps, tile * row + AHEAD + 1), np.uint32),
         scratch("places", (taps, tile * row + AHEAD + 1), np.uint32),
     )
     starts = scratch("starts", (steps, positions * groups + 1), np.uint32)
-    return *tables, tile, starts, lists, scratch("sums", (tile * row, wide), np.float32)
+    sums = scratch(f"sums {bias.dtype}", (tile * row, wide), bias.dtype)
+    return *tables, tile, starts, lists, sums
 
 
 @dispatch.operation_table(network.Synapses)
@@ -208,89 +214,6 @@ def spiking_regions(
     if apart:
         return currents, updates
     return (tuple(a + b for a, b in zip(currents, updates, strict=True)),)
-
-
-def pack_region(source: Array, words: Words, *, partitions: int) -> Region:
-    """A map of spikes (T, positions, C) into its words."""
-    frame, region = words.frame, []
-    rows = source.shape[1] // frame.columns
-    for partition in partitions_of(partitions):
-        scratch = np.empty((bit_planes.BLOCK, source.shape[2]), np.uint32)
-        share = frame.columns, frame.pitch, *partition.of(rows), frame.front, scratch
-        pairs = words.of_steps(source)
-        pack = bit_planes.pack_words
-        region.append(tuple(Call(pack, (v, *share, to), "words") for to, v in pairs))
-    return tuple(region)
-
-
-def unpack_region(words: Words, out: Array, *, partitions: int) -> Region:
-    """Words into their map of spikes (T, positions, C)."""
-    frame, region = words.frame, []
-    rows = out.shape[1] // frame.columns
-    for partition in partitions_of(partitions):
-        scratch = np.empty((bit_planes.BLOCK, out.shape[2]), np.uint32)
-        share = frame.columns, frame.pitch, *partition.of(rows), frame.front, scratch
-        pairs = words.of_steps(out)
-        unpack = bit_planes.unpack_words
-        region.append(tuple(Call(unpack, (w, *share, to), "words") for w, to in pairs))
-    return tuple(region)
-
-
-def words_region(
-    neuron: Equation, current: Array, live: Array, v: Array, spikes: Words, *, carry: bool,
-    partitions: int,
-) -> Region:  # fmt: skip
-    """Neurons on currents (T or 1, n), channel-last, whose spikes leave as words, chunk by chunk.
-
-    live: as `live_words`; v (n,).
-    """
-    update, frame = bit_planes.update_kernel(step_forms.form_of(neuron)), spikes.frame
-    channels, region = len(spikes.chunks[0]), []
-    numbers = step_forms.numbers_of(neuron, channels)
-    rows = len(v) // (frame.columns * channels)
-    for partition in partitions_of(partitions):
-        share, calls, begun = partition.of(rows), [], 0
-        bits = np.zeros((bit_planes.BLOCK, channels), np.uint32)
-        for chunk, steps in zip(spikes.chunks, spikes.sizes, strict=True):
-            arriving = current if len(current) == 1 else current[begun : begun + steps]
-            state = (carry or begun > 0, v, live, steps)
-            given = arriving, frame.columns, frame.pitch, numbers, *state, *share, frame.front
-            calls.append(Call(update, (*given, bits, chunk), "neurons"))
-            begun += steps
-        region.append(tuple(calls))
-    return tuple(region)
-
-
-def plane_region(
-    neuron: Equation, rows: PlaneRows, live: Array, source: Words, v: Array, spikes: Words,
-    *, carry: bool, partitions: int,
-) -> Region:  # fmt: skip
-    """A layer on bit planes, chunk after chunk of steps: currents, then neurons.
-
-    live: as `live_words`; v (C_out, tiles · positions of a tile).
-    """
-    lines, held = bit_planes.lines_of(source.steps), bit_planes.held_of(source.steps)
-    places = rows.places_in(source.frame, len(source.chunks[0]))
-    table = rows.starts, places, rows.weight, rows.bias, live.view(np.uint32)
-    form, region = step_forms.form_of(neuron), []
-    numbers = step_forms.numbers_of(neuron, len(rows.bias))
-    tiles, chunks = rows.tiles(source.frame.pitch, source.steps), len(source.chunks)
-    lanes, together = lines * VECTOR * held, bit_planes.CHANNELS
-    for partition in partitions_of(partitions):
-        share, calls = partition.of(tiles * bit_planes.parts_of(len(rows.bias))), []
-        scratch = (
-            aligned((together * max(source.sizes) * lanes,), np.float32),
-            aligned((held, together * lines * VECTOR), np.float32),
-            aligned((together * lines * VECTOR,), np.uint32),
-        )
-        for i, (arriving, leaving) in enumerate(zip(source.chunks, spikes.chunks, strict=True)):
-            steps = source.sizes[i]
-            state = numbers, carry or i > 0, carry or i + 1 < chunks, v
-            tile = *share, spikes.frame.front // held, *scratch, leaving.view(np.uint32)
-            convolve = bit_planes.convolve_kernel(form, steps, lines, held)
-            calls.append(Call(convolve, (arriving, *table, *state, *tile), "fused"))
-        region.append(tuple(calls))
-    return tuple(region)
 
 
 def neuron_region(

@@ -13,7 +13,7 @@ from naive_events import matrix_of
 
 from soul_deploy.base import Array
 from soul_deploy.base.pixel_rule import InputKind, Integers
-from soul_deploy.runtime.equations import FixedEquation, FixedReset
+from soul_deploy.runtime.equations import FixedEquation
 from soul_deploy.runtime.format import bounds
 from soul_deploy.runtime.format import network as net
 
@@ -130,11 +130,14 @@ def read(network: net.EventNetwork, sample: Array) -> tuple[Values, Array]:
 
 class Drawn:
     """Layers that are drawn one after the other; each population's threshold is set on what
-    arrives at it from one drawn sample, so that it fires.
+    arrives at it from one drawn sample, so that it fires. All populations have one leak and reset,
+    by the seed: kernels are compiled for each.
     """
 
     def __init__(self, seed: int, shape: net.Shape, steps: int, kind: InputKind = "images") -> None:
         self.rng, self.steps, self.kind = np.random.default_rng(seed), steps, kind
+        leaks, resets = [(1, 1), (3, 2), (1, 0), (21845, 15)], ("hard", "soft", "late", "none")
+        self.leak, self.reset = leaks[seed % 4], resets[seed // 2 % 4]
         self.layers: list[net.Layer] = []
         zero = tuple(map(int, self.rng.integers(100, 150, shape[0]))) if kind == "images" else ()
         limits = {"images": (-max(zero, default=0), 255 - min(zero, default=0)), "spikes": (0, 1)}
@@ -168,11 +171,9 @@ class Drawn:
     def neuron(self, current: Array, channels: int, **given: Any) -> FixedEquation:
         """given: fields of the equation; `wide`: a threshold for each channel."""
         wide = given.pop("wide", bool(self.rng.integers(2)))
-        leaks = [(1, 0), (1, 1), (3, 2), (21845, 15)]
-        leak: tuple[int, int] = given.pop("leak", leaks[self.rng.integers(len(leaks))])
+        leak: tuple[int, int] = given.pop("leak", self.leak)
         bits = given.pop("bits", 15)
-        resets: tuple[FixedReset, ...] = ("hard", "soft", "late", "none")
-        reset = given.pop("reset", resets[self.rng.integers(4)])
+        reset: Any = given.pop("reset", self.reset)
         by_channel = current.reshape(-1, channels)
         level = np.quantile(np.maximum(by_channel, 0), 0.8, axis=0)
         level = np.clip(level, 1, 2**bits - 1).astype(np.int32)
@@ -317,6 +318,18 @@ def branches(seed: int, steps: int = 4) -> tuple[net.EventNetwork, Drawn]:
     d.add(net.MergeLayer("last", ("wide", "sum"), "add", (6, 6, 6)))
     d.spiking("q", "last", 5, sparse=True, density=0.6, stride=2)
     return d.network("q"), d
+
+
+def wide(seed: int, steps: int = 4) -> tuple[net.EventNetwork, Drawn]:
+    """Many channels: sums beyond int16, of parts that fit it, and of parts that do not."""
+    d = Drawn(seed, (3, 2, 2), steps)
+    d.spiking("a", "input", 136, sparse=False, density=1.0)
+    d.spiking("b", "a", 136, sparse=False, density=1.0)
+    d.add(net.MergeLayer("sum", ("a", "b"), "add", (136, 2, 2)))
+    d.spiking("c", "sum", 20, sparse=False, density=1.0, neuron={"bits": 18})
+    d.spiking("d", "b", 20, sparse=True, density=0.9)
+    d.add(net.MergeLayer("last", ("c", "d"), "add", (20, 2, 2)))
+    return d.network("last"), d
 
 
 def with_readout(network: net.EventNetwork, **changed: Any) -> net.EventNetwork:

@@ -3,6 +3,7 @@
 import itertools
 
 import fixed_events
+import naive_events
 import numpy as np
 import pytest
 
@@ -11,9 +12,10 @@ from soul_deploy.base.errors import ValidityError
 from soul_deploy.runtime.engine.inputs import by_step
 from soul_deploy.runtime.engine.network import Network
 from soul_deploy.runtime.format.network import EventNetwork
+from soul_deploy.runtime.ops.counted_run import count_run
 from soul_deploy.runtime.plan.forms import possible_forms
 
-MAKERS = {"chain": fixed_events.chain, "branches": fixed_events.branches}
+MAKERS = {"chain": fixed_events.chain, "branches": fixed_events.branches, "wide": fixed_events.wide}
 
 
 def expected(network: EventNetwork, x: Array) -> tuple[dict[str, Array], Array]:
@@ -51,18 +53,28 @@ def all_forms(network: EventNetwork) -> list[dict[str, str]]:
     ]
 
 
-@pytest.mark.parametrize("steps", [1, 4, 5])
-@pytest.mark.parametrize("make", MAKERS)
-def test_integers_equal_the_twin_in_every_form(make: str, steps: int) -> None:
-    network, drawn = MAKERS[make](steps, steps)
+CASES = [
+    ("wide", 2, 4),
+    ("chain", 0, 4),
+    ("chain", 3, 2),
+    ("chain", 5, 7),
+    ("branches", 2, 4),
+    ("branches", 6, 1),
+]
+"""Networks, seeds, steps: words of 8, 16 and 32 bits; every leak and reset."""
+
+
+@pytest.mark.parametrize(("make", "seed", "steps"), CASES)
+def test_integers_equal_the_twin_in_every_form(make: str, seed: int, steps: int) -> None:
+    network, drawn = MAKERS[make](seed, steps)
     for forms in all_forms(network):
         require_equal(Network(network, 1, forms=forms), drawn.inputs(2))
         require_equal(Network(network, 1, forms=forms), drawn.inputs(2, steps=steps))
 
 
-@pytest.mark.parametrize("make", MAKERS)
+@pytest.mark.parametrize("make", ["chain", "branches"])
 def test_threads_batches_and_streams_change_no_integer(make: str) -> None:
-    network, drawn = MAKERS[make](7)
+    network, drawn = MAKERS[make]({"chain": 0, "branches": 2}[make])
     x, moving = drawn.inputs(5), drawn.inputs(2, steps=4)
     _, scores = expected(network, x)
     for threads in (1, 2, 3, 4):
@@ -80,13 +92,36 @@ def test_threads_batches_and_streams_change_no_integer(make: str) -> None:
 
 @pytest.mark.parametrize("over_time", ["mean", "sum", "last", "max"])
 def test_scores_are_integers_until_one_multiplication(over_time: str) -> None:
-    network, drawn = fixed_events.branches(3)
+    network, drawn = fixed_events.branches(2)
     network = fixed_events.with_readout(network, over_time=over_time)
     require_equal(Network(network, 1), drawn.inputs(3))
 
 
+def test_counts_are_those_of_the_integers() -> None:
+    """SynOps: what arrives, times the nonzero weights onto live neurons."""
+    network, drawn = fixed_events.chain(0)
+    x = drawn.inputs(2)
+    found = count_run(Network(network, 1), x).counts
+    held = [fixed_events.read(network, sample[None])[0] for sample in x]
+    for layer in network.spiking_layers:
+        synapses = (naive_events.matrix_of(layer.synapses) != 0).astype(np.int64)
+        live = np.ones(synapses.shape[1]) if layer.updated is None else layer.updated
+        arrived = sum(values[layer.source].sum(axis=0) for values in held)
+        counts = found[layer.projection]
+        if layer.edge == "spike":
+            assert counts.synops == int(arrived @ (synapses @ live)) > 0
+        assert counts.spikes_out > 0 and counts.neuron_updates == 2 * 4 * layer.neurons
+
+
+def test_poolings_between_words_give_words() -> None:
+    network, _ = fixed_events.chain(0)
+    with_planes = Network(network, 1, forms={"b": "planes"})
+    with with_planes._buffers(1, 1) as buffers:
+        assert "pool" in buffers.words and "b" not in buffers.values
+
+
 def test_pixels_lose_their_channels_zero() -> None:
-    network, drawn = fixed_events.chain(1)
+    network, drawn = fixed_events.chain(0)
     pixels = np.random.default_rng(0).integers(0, 256, (2, 3, 9, 10)).astype(np.uint8)
     zero = np.array(drawn.integers.zero, np.int16).reshape(3, 1, 1)
     running = Network(network, 1)

@@ -39,8 +39,11 @@ def rewritten(tmp_path: Path, change: Change) -> Path:
 
 
 def test_a_file_holds_the_integers_and_gives_the_same(tmp_path: Path) -> None:
-    for make in (fixed_events.chain, fixed_events.branches):
-        network, drawn = make(2)
+    (chain, pixels), (branches, counts) = fixed_events.chain(2), fixed_events.branches(2)
+    voting = fixed_events.with_readout(
+        branches, weight=None, bias=None, unit=None, classes=5, over_time="sum"
+    )
+    for network, drawn in ((chain, pixels), (branches, counts), (voting, counts)):
         path = tmp_path / "net.safetensors"
         save_event_network(path, network)
         read = load_event_network(path)

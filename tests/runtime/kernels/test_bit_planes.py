@@ -39,7 +39,7 @@ from soul_deploy.runtime.kernels.bit_planes import (
     word_of,
 )
 from soul_deploy.runtime.kernels.fours import STEP_BITS, sums_of_fours
-from soul_deploy.runtime.plan import planes, regions
+from soul_deploy.runtime.plan import plane_regions, planes
 from soul_deploy.runtime.plan.buffers import build_buffers
 from soul_deploy.runtime.plan.estimate import running_bytes
 from soul_deploy.runtime.plan.forms import Form, event_forms
@@ -97,24 +97,24 @@ def spikes_on_planes(layer: SpikingLayer, values: Array, v: Array | None, parts:
     arriving = planes.empty_words(
         layer.in_shape[0], steps, planes.frame_of(columns, pitch, before, behind, steps)
     )
-    run_in_turn(regions.pack_region(source, arriving, partitions=parts))
+    run_in_turn(plane_regions.pack_region(source, arriving, partitions=parts))
     np.testing.assert_array_equal(planes.map_of(arriving, layer.in_shape), source)
-    size = rows.tiles(pitch, steps) * tile_of(steps)
+    size = rows.tiling(pitch, steps).size
     frame = planes.frame_of(columns, pitch, 3, size, steps)
     leaving = planes.empty_words(layer.out_shape[0], steps, frame)
     place = positions_in_tiles(layer.out_shape, pitch, steps)
     membranes = np.zeros((layer.out_shape[0], size), np.float32)
     if v is not None:
         membranes[:, place] = v
-    live = planes.live_words(layer, pitch, steps)
+    live = planes.live_words(layer, pitch, steps, size)
     assert isinstance(layer.neuron, NeuronEquation)
-    region = regions.plane_region(
+    region = plane_regions.plane_region(
         layer.neuron, rows, live, arriving, membranes, leaving, carry=v is not None,
         partitions=parts,
     )  # fmt: skip
     run_in_turn(region)
     out = np.full((steps, layer.out_shape[1] * layer.out_shape[2], layer.out_shape[0]), 9, np.uint8)
-    run_in_turn(regions.unpack_region(leaving, out, partitions=parts))
+    run_in_turn(plane_regions.unpack_region(leaving, out, partitions=parts))
     np.testing.assert_array_equal(planes.map_of(leaving, layer.out_shape), out)
     inside = np.zeros(frame.length, np.bool_)
     inside[

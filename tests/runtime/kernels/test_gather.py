@@ -144,7 +144,7 @@ def test_tiles_fill_the_share_of_the_cache_evenly() -> None:
     wide = 2 * VECTOR
     for rows in range(1, 40):
         for columns in (1, 32, 4096, 1 << 20):
-            tile = gather.rows_of_tile(rows, columns * wide)
+            tile = gather.rows_of_tile(rows, 4 * columns * wide)
             assert 1 <= tile <= rows
             assert tile == 1 or 4 * tile * columns * wide < 1 << 25
     assert gather.rows_of_tile(0, wide) == 0

@@ -20,7 +20,7 @@ from soul_deploy.export.event import storage_format
 from soul_deploy.lowering import deploy, fan_out, footprint, linear_operators
 from soul_deploy.model.model import Model
 from soul_deploy.runtime.engine.network import Network
-from soul_deploy.runtime.format import file, validate
+from soul_deploy.runtime.format import bounds, file, validate
 from soul_deploy.runtime.format import network as eventnet
 from soul_deploy.runtime.ops.rates import measure_rates
 from soul_deploy.runtime.plan.costs import USUAL_RATE, pooled_rate
@@ -91,7 +91,7 @@ def build_event_network(
     refuse_unsupported(graph)
     forms = _forms(graph, rows or {})
     parts = _Parts(lowered, representation, max_memory, forms)
-    layers, norm = tuple(_layers(parts)), info.normalization
+    layers = tuple(_layers(parts))
     network = eventnet.EventNetwork(
         input_name=graph.input.name,
         input_shape=graph.input.shape,
@@ -100,7 +100,8 @@ def build_event_network(
         readout=_readout(parts.lowered),
         fixed_steps=model.for_one_t,
         reset_per_sample=info.validity.reset_per_sample,
-        normalization=None if norm is None else eventnet.PixelNormalization(norm.mean, norm.std),
+        normalization=normalization_of(model),
+        integers=model.input_rule.integers,
         classes=info.classes,
         source_sha256=source_sha256,
         input_kind=info.input_kind,
@@ -111,6 +112,14 @@ def build_event_network(
     given, _ = images_for(model, images)
     rates, active = measure_rates(Network(network, 1, max_memory), given.numpy())
     return replace(network, rates=rates, active=active)
+
+
+def normalization_of(model: Model) -> eventnet.PixelNormalization | None:
+    """How the file says that pixels are normalised: not at all where weights take integers."""
+    norm = model.info.normalization
+    if norm is None or model.graph.integers:
+        return None
+    return eventnet.PixelNormalization(norm.mean, norm.std)
 
 
 def _running_forms(layers: Sequence[eventnet.Layer], rows: Mapping[str, RowForm]) -> dict[str, str]:
@@ -261,15 +270,20 @@ def _synapses(
             f"--rows {projection}={form}: {projection} is {what}; choose {' or '.join(possible)}"
         )
     current = fan_out.live_targets(graph, parts.lowered.model.neuron_masks, projection)
-    shared = {
+    shared: dict[str, Any] = {
         "source": linear.source,
         "edge": event_edge(edge)[0],
         "bound": event_edge(edge)[1],
         "live": None if current is None else storage_format.channel_last_mask(current),
     }
 
+    def with_synapses(synapses: eventnet.Synapses) -> dict[str, Any]:
+        limit = bounds.current_bound(synapses, shared["bound"] or 1) if graph.integers else None
+        summed = None if limit is None else bounds.accumulator_for(limit)
+        return {**shared, "synapses": synapses, "accumulator": summed}
+
     def on_planes(convolution: eventnet.ConvSynapses) -> bool:
-        return made is not None and fits_planes(made({**shared, "synapses": convolution}))
+        return made is not None and fits_planes(made(with_synapses(convolution)))
 
     synapses, weighed = storage_format.represent(
         operator,
@@ -280,14 +294,14 @@ def _synapses(
         on_planes,
         _usual_rate(graph, linear.source),
     )
-    return {**shared, "synapses": synapses, "alternatives": weighed}
+    return {**with_synapses(synapses), "alternatives": weighed}
 
 
 def event_edge(edge: ir.Edge) -> validate.Edge:
     """An edge as event files name it."""
     if edge.kind == "graded" and edge.bound is not None:
         return validate.edge_between(edge.low, edge.bound)
-    return edge.kind, edge.bound
+    return edge.kind, edge.size
 
 
 def _usual_rate(graph: ir.SpikingGraph, source: str) -> float:
@@ -358,4 +372,5 @@ def _readout(lowered: deploy.Deployed) -> eventnet.ReadoutLayer:
         divisor=node.divisor(graph.shapes[node.inputs[0]], 1),
         over_time=node.over_time,
         neuron=lowered.membrane,
+        unit=node.unit,
     )

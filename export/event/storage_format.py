@@ -242,7 +242,7 @@ def _by_source(weight: Array, groups: int) -> Array:
 def _spread_groups(by_source: Array, groups: int) -> Array:
     """(C_in, kh, kw, C_out / g) to (C_in·kh·kw, C_out) with zeros across groups."""
     channels, height, width, share = by_source.shape
-    spread = np.zeros((channels, height, width, groups, share), np.float32)
+    spread = np.zeros((channels, height, width, groups, share), by_source.dtype)
     for g in range(groups):
         inside = slice(g * channels // groups, (g + 1) * channels // groups)
         spread[inside, :, :, g] = by_source[inside]
@@ -259,7 +259,7 @@ def _compressed(row: Array, target: Array, weight: Array, count: int) -> eventne
     """Compressed rows of entries sorted by row and target."""
     starts = np.zeros(count + 1, np.uint32)
     starts[1:] = np.cumsum(np.bincount(row, minlength=count))
-    return eventnet.SparseRows(starts, target.astype(np.uint32), weight.astype(np.float32))
+    return eventnet.SparseRows(starts, target.astype(np.uint32), np.ascontiguousarray(weight))
 
 
 def channel_last_order(shape: eventnet.Shape) -> Array:
@@ -318,7 +318,7 @@ def row_lengths(
     rows: the convolution's weights as compressed rows. source_live, live: bool, channel-last.
     """
     lengths = np.empty(math.prod(convolution.in_shape), np.int64)
-    nothing = np.empty(0, np.uint32), np.empty(0, np.float32)
+    nothing = np.empty(0, np.uint32), np.empty(0, rows.weight.dtype)
     count_row_synapses(*_tables(convolution, rows), source_live, live, lengths, *nothing)
     return lengths
 
@@ -341,7 +341,7 @@ def explicit_form(
         )
     starts = np.zeros(len(lengths) + 1, np.uint32)
     starts[1:] = np.cumsum(lengths)
-    targets, weight = np.empty(total, np.uint32), np.empty(total, np.float32)
+    targets, weight = np.empty(total, np.uint32), np.empty(total, rows.weight.dtype)
     fill_rows(*_tables(convolution, rows), source_live, live, lengths, targets, weight)
     shapes = convolution.in_shape, convolution.out_shape
     explicit = eventnet.SparseRows(starts, targets, weight)

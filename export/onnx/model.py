@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import onnx
-from onnx import helper
+from onnx import TensorProto, helper
 
 from soul_deploy import ir
 from soul_deploy.base import dispatch, errors, files, reduction
+from soul_deploy.export.onnx import integers, populations
 from soul_deploy.export.onnx import neuron as onnx_neuron
 from soul_deploy.export.onnx import nodes as onnx_nodes
-from soul_deploy.export.onnx import populations
 from soul_deploy.export.onnx.opsets import ir_version_for, require_opset
 from soul_deploy.export.onnx.readout import append_readout
 from soul_deploy.ir import SpikingGraph
@@ -29,7 +29,7 @@ from soul_deploy.model.model import Model
 from soul_deploy.runtime.dynamics.equation import DynamicsEquation
 from soul_deploy.runtime.dynamics.form import BINARY
 from soul_deploy.runtime.dynamics.parallel import ParallelEquation
-from soul_deploy.runtime.equations import Equation, NeuronEquation
+from soul_deploy.runtime.equations import Equation, FixedEquation, NeuronEquation
 from soul_deploy.runtime.format.layer_codec import neuron_facts
 
 FORMAT = "soul-deploy/onnx/2"
@@ -79,7 +79,7 @@ def build_onnx(
     LimitError for a network larger than one ONNX file can hold.
     """
     _require_known(input_mode, outputs)
-    graph, lowered = model.graph, fitting(model, opset, fixed_batch)
+    graph, lowered = model.graph, fitting(model, opset, fixed_batch, functions=functions)
     form: Any = {"functions": functions, "batch": fixed_batch, "by_step": outputs == "steps"}
     builder = onnx_nodes.OnnxBuilder(graph, lowered, opset, input_mode=input_mode, **form)
     for node in graph.nodes:
@@ -91,11 +91,22 @@ def build_onnx(
     properties = onnx_metadata(model, lowered.equations, input_mode, source_sha256)
     return assemble(
         builder,
-        [builder.declared(graph.input.name, input_shape(graph, input_mode))],
-        [builder.declared(*entry) for entry in output_entries(graph, outputs)],
+        [declared(builder, graph.input.name, input_shape(graph, input_mode))],
+        [declared(builder, *entry) for entry in output_entries(graph, outputs)],
         f"Spiking network, {graph.time_steps} time steps inside; no state is kept.",
         properties | {"outputs": outputs} | _combined(graph, outputs),
     )
+
+
+def declared(b: onnx_nodes.OnnxBuilder, name: str, shape: onnx_nodes.Sides) -> onnx.ValueInfoProto:
+    """An input or output that is no state: scores are float32, what else a fixed-point network has
+    are integers.
+    """
+    kind = TensorProto.FLOAT
+    if b.graph.integers and name != onnx_nodes.OUTPUT:
+        given = name == b.graph.input.name
+        kind = integers.INPUT_TYPE if given else integers.VALUE_TYPE
+    return b.declared(name, shape, kind)
 
 
 def _combined(graph: SpikingGraph, outputs: onnx_nodes.Outputs) -> dict[str, str]:
@@ -111,7 +122,9 @@ def _require_known(input_mode: str, outputs: str) -> None:
             raise errors.UsageError(f"{what} {given!r}; valid: {', '.join(valid)}")
 
 
-def fitting(model: Model, opset: int, fixed_batch: int | None) -> Deployed:
+def fitting(
+    model: Model, opset: int, fixed_batch: int | None, *, functions: bool = False
+) -> Deployed:
     """The lowered form, if the installed onnx knows the opset and one file holds them.
 
     Raises UsageError or LimitError.
@@ -120,6 +133,7 @@ def fitting(model: Model, opset: int, fixed_batch: int | None) -> Deployed:
     if fixed_batch is not None and fixed_batch < 1:
         raise errors.UsageError(f"a fixed batch of {fixed_batch} given; it is 1 or more samples")
     lowered = lower(model)
+    integers.require_form(model.graph, functions=functions)
     size = sum(s.weight.nbytes for s in lowered.synapses.values())
     if size > MAX_BYTES:
         raise errors.LimitError(
@@ -219,6 +233,11 @@ def _rule(equation: Equation) -> str:
 
 _rule.on(NeuronEquation)(
     lambda equation: "v > v_threshold" if equation.fire == "gt" else "v >= v_threshold"
+)
+
+
+_rule.on(FixedEquation)(
+    lambda equation: f"fixed point: {'>' if equation.fire == 'gt' else '>='} threshold"
 )
 
 

@@ -15,11 +15,11 @@ import numpy as np
 from onnx import AttributeProto, FunctionProto, NodeProto, TensorProto, helper
 
 from soul_deploy.base import Array, dispatch, errors
-from soul_deploy.export.onnx import dynamics, parallel
+from soul_deploy.export.onnx import dynamics, integers, parallel
 from soul_deploy.runtime import equations
 from soul_deploy.runtime.dynamics.equation import DynamicsEquation, Number
 from soul_deploy.runtime.dynamics.parallel import ParallelEquation
-from soul_deploy.runtime.equations import Equation, NeuronEquation
+from soul_deploy.runtime.equations import Equation, FixedEquation, NeuronEquation
 
 DOMAIN = "soul_deploy.neurons"
 DOMAIN_VERSION = 1
@@ -87,6 +87,7 @@ function_name.on(DynamicsEquation)(lambda equation: f"{equation.family}_{equatio
 
 
 function_name.on(ParallelEquation)(lambda equation: "psn")
+function_name.on(FixedEquation)(lambda equation: f"fixed_{equation.fire}_{equation.reset}")
 
 
 @dispatch.operation_table(Equation)
@@ -97,6 +98,7 @@ def attributes(equation: Equation) -> Mapping[str, Number]:
 
 attributes.on(DynamicsEquation)(dynamics.attributes)
 attributes.on(ParallelEquation)(parallel.attributes)
+attributes.on(FixedEquation)(integers.attributes)
 
 
 @attributes.on(NeuronEquation)
@@ -121,6 +123,12 @@ def step_function(equation: Equation, opset: int) -> FunctionProto:
 def _dynamics_function(equation: DynamicsEquation, opset: int) -> FunctionProto:
     constants = [_attribute(name) for name in sorted(attributes(equation))]
     return dynamics.step_function(equation, DOMAIN, function_name(equation), constants, opset)
+
+
+@step_function.on(FixedEquation)
+def _fixed_function(equation: FixedEquation, opset: int) -> FunctionProto:
+    fire = FIRE_NODES[equation.fire]
+    return integers.step_function(equation, DOMAIN, function_name(equation), fire, opset)
 
 
 step_function.refuse(
@@ -153,8 +161,13 @@ def _leaky_function(equation: NeuronEquation, opset: int) -> FunctionProto:
     return helper.make_function(DOMAIN, name, *ends, nodes, opsets, attributes=used)
 
 
-def stored(value: Number) -> Array:
-    """A constant as an initializer holds it: (1,), or (T or 1, C or 1, ...)."""
+def stored(value: Number, shape: tuple[int, ...]) -> Array:
+    """A constant as an initializer holds it: (1,), or (T or 1, C or 1, ...).
+
+    shape: of the neurons.
+    """
+    if isinstance(value, np.ndarray) and value.dtype.kind in "iu":
+        return integers.beside(value, shape)
     if isinstance(value, np.ndarray):
         return value.astype(np.float32)
     return np.full(1, value, np.float32)

@@ -15,7 +15,7 @@ from onnx import NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
 from soul_deploy import ir
 from soul_deploy.base import Array, brief, dispatch, errors
-from soul_deploy.export.onnx import channelwise
+from soul_deploy.export.onnx import channelwise, integers
 from soul_deploy.export.onnx import neuron as onnx_neuron
 from soul_deploy.export.onnx.convolution import append_convolution, pads
 from soul_deploy.lowering import deploy, pool_windows
@@ -53,6 +53,11 @@ class OnnxBuilder:
     batch: int | None = None
     by_step: bool = False
 
+    @property
+    def dtype(self) -> type[np.float32] | type[np.int32]:
+        """What values between nodes are."""
+        return np.int32 if self.graph.integers else np.float32
+
     @cached_property
     def static(self) -> frozenset[str]:
         """Nodes whose value has no time axis."""
@@ -87,7 +92,8 @@ class OnnxBuilder:
             return  # the file's own input
         merged = node.name not in self.static and self.input_mode != "step"
         shape: Sides = (MERGED if merged else BATCH, *self.graph.shapes[node.name])
-        self.values.append(self.declared(self.value(node.name), shape))
+        kind = integers.type_of(self.graph, node.name)
+        self.values.append(self.declared(self.value(node.name), shape, kind))
 
     def declared(self, name: str, shape: Sides, kind: int = TensorProto.FLOAT) -> ValueInfoProto:
         """A tensor of the file; kind: its type."""
@@ -153,12 +159,18 @@ def _input(node: ir.Input, b: OnnxBuilder) -> None:
 
 @append_onnx.on(ir.Convolution)
 def _convolution(node: ir.Convolution, b: OnnxBuilder) -> None:
+    if b.graph.integers:
+        integers.append_projection(node, b, synapses(b, node.name))
+        return
     ends = b.source(node), b.value(node.name)
     append_convolution(node, b, synapses(b, node.name), ends, node.name)
 
 
 @append_onnx.on(ir.MaxPool)
 def _max_pool(node: ir.MaxPool, b: OnnxBuilder) -> None:
+    if b.graph.integers:
+        integers.append_max_pool(node, b)
+        return
     sides = {"kernel_shape": node.kernel, "strides": node.stride, "pads": pads(node.padding)}
     b.op("MaxPool", [b.source(node)], b.value(node.name), **sides)
 
@@ -193,9 +205,15 @@ def _adaptive(node: ir.AdaptiveAvgPool, b: OnnxBuilder) -> None:
 
 
 append_onnx.on(ir.Flatten)(lambda n, b: b.op("Flatten", [b.source(n)], b.value(n.name), axis=1))
-append_onnx.on(ir.Linear)(
-    lambda n, b: b.op("Gemm", [b.source(n), *synapses(b, n.name)], b.value(n.name), transB=1)
-)
+append_onnx.on(ir.SumPool)(integers.append_sum_pool)
+
+
+@append_onnx.on(ir.Linear)
+def _linear(node: ir.Linear, b: OnnxBuilder) -> None:
+    if b.graph.integers:
+        integers.append_projection(node, b, synapses(b, node.name))
+        return
+    b.op("Gemm", [b.source(node), *synapses(b, node.name)], b.value(node.name), transB=1)
 
 
 append_onnx.on(ir.Scale)(channelwise.append_scale)
@@ -212,7 +230,7 @@ def _merge(node: ir.Merge, b: OnnxBuilder) -> None:
     for place, branch in enumerate(values[1:], start=1):
         output = b.value(name) if place == len(values) - 1 else f"{name}.partial.{place}"
         if node.function == "iand":
-            one = b.constant(f"{name}.one", np.ones(1, np.float32))
+            one = b.constant(f"{name}.one", np.ones(1, b.dtype))
             branch = b.op("Sub", [one, branch], f"{name}.inverse")
         result = b.op("Add" if node.function == "add" else "Mul", [result, branch], output)
 

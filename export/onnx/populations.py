@@ -32,7 +32,7 @@ def append_population(node: ir.Population, b: OnnxBuilder) -> None:
     if node.generated:
         fired = _append_pattern(b, node, fired, stages[1])
     if mask is not None and not masked:
-        b.constant(mask_name(name), mask.astype(np.float32))
+        b.constant(mask_name(name), mask.astype(b.dtype))
     if mask is not None:
         b.op("Mul", [fired, mask_name(name)], value)
 
@@ -134,14 +134,14 @@ def _at_rest(b: OnnxBuilder, name: str, shape: str, rest: float) -> str:
     """The state before the first step. It is not a constant, so that ONNX Runtime cannot simplify
     the first step and move what is left of it into the convolution's weights (ConvAddFusion,
     ConvMulFusion): a product rounded at another place is another number."""
-    value = numpy_helper.from_array(np.array([rest], np.float32), "value")
+    value = numpy_helper.from_array(np.array([rest], b.dtype), "value")
     return b.op("ConstantOfShape", [shape], name, value=value)
 
 
 def _append_pattern(b: OnnxBuilder, node: ir.Population, fired: str, output: str) -> str:
     """Behind the neurons' channels, those that fire a stored pattern: (T, generated)."""
     name, space = node.name, b.graph.shapes[node.name][1:]
-    pattern = b.lowered.patterns[name].astype(np.float32)
+    pattern = b.lowered.patterns[name].astype(b.dtype)
     steps, count = pattern.shape
     stored = b.constant(pattern_name(name), pattern.reshape(steps, 1, count, *[1] * len(space)))
     if b.counter:
@@ -190,7 +190,7 @@ def _attribute(population: str, name: str, value: Number) -> AttributeProto:
 def _constant(b: OnnxBuilder, population: str, constant: str, value: Number, step: int) -> str:
     """The tensor that holds a neurons' number at a step; stored at the first one."""
     name = onnx_neuron.constant_name(population, constant)
-    array = onnx_neuron.stored(value)
+    array = onnx_neuron.stored(value, b.graph.shapes[b.graph[population].inputs[0]])
     if not step:
         b.constant(name, array)
     if len(array) == 1:

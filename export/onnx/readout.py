@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+from onnx import TensorProto
 
 from soul_deploy import ir
 from soul_deploy.base import reduction
@@ -31,6 +32,9 @@ def append_readout(
         return
     largest = node.over_time == "max" and b.graph.time_steps > 1 and not b.by_step
     head = _Head(node, b, each_step=largest or b.by_step)
+    if node.unit is not None:
+        _append_integers(head, synapses, output, largest=largest)
+        return
     of_steps = f"{node.name}.of_steps" if largest else output
     counts = head.by_step() if head.each_step else head.counts()
     if node.linear:
@@ -135,10 +139,46 @@ class _Head:
         votes = b.reshape(counts, *sides, *lead, node.classes, node.votes)
         b.op("Mul", [_sum(b, votes, f"{node.name}.votes", len(lead) + 1), factor], output)
 
+    def weigh_integers(self, counts: str, synapses: Synapses) -> str:
+        """int32 scores of counts (..., C), which may be more than 8 bits hold."""
+        b, name = self.b, self.node.name
+        weight, *bias = synapses()
+        wide = b.op("Cast", [weight], f"{name}.wide", to=TensorProto.INT32)
+        columns = b.op("Transpose", [wide], f"{name}.columns", perm=[1, 0])
+        scores = b.op("MatMul", [counts, columns], f"{name}.product")
+        times = reduction.together(self.node.weighing, self.steps)
+        if bias and times > 1:
+            repeated = b.constant(f"{name}.times", np.full(1, times, np.int32))
+            bias = [b.op("Mul", [*bias, repeated], f"{name}.bias_of_steps")]
+        return b.op("Add", [scores, *bias], f"{name}.scores") if bias else scores
+
+    def vote_integers(self, counts: str) -> str:
+        """int32 votes of counts (..., C)."""
+        b, node = self.b, self.node
+        lead = (b.graph.time_steps, -1) if self.each_step else (-1,)
+        sides = (f"{node.name}.votes_shape", f"{node.name}.grouped")
+        votes = b.reshape(counts, *sides, *lead, node.classes, node.votes)
+        return _sum(b, votes, f"{node.name}.votes", len(lead) + 1)
+
     def _factor(self, entries: int) -> str:
         shape = self.b.graph.shapes[self.node.inputs[0]]
         scale = 1.0 / self.node.divisor(shape, self.steps)
         return self.b.constant(f"{self.node.name}.scale", np.full(entries, scale, np.float32))
+
+
+def _append_integers(head: _Head, synapses: Synapses, output: str, *, largest: bool) -> None:
+    """Of a fixed-point network: integer scores, multiplied once at the very end."""
+    b, node = head.b, head.node
+    counts, name = head.by_step() if head.each_step else head.counts(), node.name
+    scores = head.weigh_integers(counts, synapses) if node.linear else head.vote_integers(counts)
+    if largest:
+        _largest(b, scores, f"{name}.largest")
+        scores = f"{name}.largest"
+    real = b.op("Cast", [scores], f"{name}.real", to=TensorProto.FLOAT)
+    shape = b.graph.shapes[node.inputs[0]]
+    steps = 1 if b.by_step else b.graph.time_steps
+    factor = np.full(1, node.multiplier(shape, steps), np.float32)
+    b.op("Mul", [real, b.constant(f"{name}.scale", factor)], output)
 
 
 def _largest(b: "OnnxBuilder", source: str, output: str) -> None:

@@ -147,7 +147,7 @@ def build_currents(
     properties = onnx_model.onnx_metadata(model, {}, "step", source_sha256)
     return onnx_model.assemble(
         builder,
-        [_declared(builder, graph.input.name, onnx_model.input_shape(graph, "step"))],
+        [onnx_model.declared(builder, graph.input.name, onnx_model.input_shape(graph, "step"))],
         [_declared(builder, *entry) for entry in _entries(graph, currents_of(graph))],
         "What a static image determines once: the currents that every step takes.",
         properties | {"input_mode": CURRENTS},
@@ -168,7 +168,7 @@ def _builder(
     states = states_of(model)
     return nodes.OnnxBuilder(
         model.graph.with_time_steps(1),
-        onnx_model.fitting(model, opset, fixed_batch),
+        onnx_model.fitting(model, opset, fixed_batch, functions=functions),
         opset,
         input_mode="step",
         membranes={
@@ -204,8 +204,9 @@ def step_outputs(model: Model) -> list[nodes.Entry]:
 
 
 def _declared(b: nodes.OnnxBuilder, name: str, shape: nodes.Sides) -> ValueInfoProto:
-    kind = TensorProto.INT64 if name in (COUNTER_IN, COUNTER_OUT) else TensorProto.FLOAT
-    return b.declared(name, shape, kind)
+    if name in (COUNTER_IN, COUNTER_OUT):
+        return b.declared(name, shape, TensorProto.INT64)
+    return onnx_model.declared(b, name, shape)
 
 
 def _count(b: nodes.OnnxBuilder, time_steps: int) -> None:

@@ -65,9 +65,11 @@ def _header_problems(
     yield from _differs("validity for one T only", events.fixed_steps, fixed)
     reset = info.validity.reset_per_sample
     yield from _differs("validity with reset only", events.reset_per_sample, reset)
-    norm, stored = info.normalization, events.normalization
-    ours = None if norm is None else (norm.mean, norm.std)
+    norm, stored = build.normalization_of(reference), events.normalization
+    ours = norm and (norm.mean, norm.std)
     yield from _differs("normalisation", stored and (stored.mean, stored.std), ours)
+    integers = reference.input_rule.integers
+    yield from _differs("the integers that come in", events.integers, integers)
     yield from source_problems(events.source_sha256, source_sha256)
 
 
@@ -221,6 +223,7 @@ def _readout_problems(lowered: deploy.Deployed, stored: eventnet.ReadoutLayer) -
     yield from _differs("readout", (*theirs, stored.votes, stored.divisor), ours)
     yield from _differs("readout: over time", stored.over_time, node.over_time)
     yield from _differs("readout: neurons", stored.neuron, lowered.membrane)
+    yield from _differs("readout: unit", stored.unit, node.unit)
     weight = stored.weight
     if weight is not None and not stored.space:
         weight = _channel_major(weight, stored.in_shape)
@@ -262,7 +265,7 @@ def _dense(rows: eventnet.Rows, count: int, width: int) -> Array:
     """Rows as a (count, width) array."""
     if rows.dense:
         return rows.weight.reshape(count, -1)
-    dense = np.zeros((count, width), np.float32)
+    dense = np.zeros((count, width), rows.weight.dtype)
     _, targets, weight = rows.arrays
     dense[np.repeat(np.arange(count), rows.lengths), targets] = weight
     return dense
@@ -277,7 +280,7 @@ def convolution_weight(conv: eventnet.ConvSynapses) -> Array:
     dense = _dense(conv.rows, channels * kh * kw, out).reshape(channels, kh, kw, -1)
     dense = dense[:, ::-1, ::-1]
     inner, share = channels // conv.groups, out // conv.groups
-    weight = np.zeros((out, inner, kh, kw), np.float32)
+    weight = np.zeros((out, inner, kh, kw), dense.dtype)
     used = 0
     for g in range(conv.groups):
         part = dense[g * inner : (g + 1) * inner]

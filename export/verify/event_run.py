@@ -92,7 +92,9 @@ class EventExecution:
     def _value(self, name: str) -> Array:
         """The values of a layer: recorded, or computed from recorded values."""
         if name in self._given:
-            return self._given[name].tensor.numpy()
+            values: Array = self._given[name].tensor.numpy()
+            first = name == self.reference.graph.input.name
+            return values.astype(np.int16) if first and self.reference.graph.integers else values
         if name not in self._held:
             self._held[name] = self._run(self.network.events.by_name[name])
         return self._held[name]

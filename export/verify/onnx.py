@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 
+import numpy as np
 import onnxruntime
 import torch
 from onnx import ModelProto, TensorProto, ValueInfoProto, helper, numpy_helper
@@ -11,18 +12,17 @@ from onnx.utils import Extractor
 from onnxruntime.capi import onnxruntime_pybind11_state as failures
 from torch import Tensor
 
-from soul_deploy import ir
 from soul_deploy.analysis.synops import count_steps
 from soul_deploy.base import Array, errors
 from soul_deploy.equivalence.engines import ExecutionRun, LayerRun
 from soul_deploy.equivalence.reference import sent_of, sources
+from soul_deploy.export.onnx import integers as onnx_integers
 from soul_deploy.export.onnx import nodes as onnx_nodes
 from soul_deploy.export.onnx.feedback import sent_name
-from soul_deploy.export.verify import onnx_static
+from soul_deploy.export.verify import onnx_static, onnx_values
 from soul_deploy.lowering import deploy, fan_out, fold_batch_norm
 from soul_deploy.model.model import Model
 from soul_deploy.nn.graph_module import Signal
-from soul_deploy.nn.layers import over_steps
 from soul_deploy.runtime.ops.counters import LayerCounts
 
 # What ONNX Runtime raises for a file that it cannot open, and for one that stops while it runs.
@@ -108,10 +108,19 @@ class OnnxFile(ABC):
             _rename(whole, value, name, given=False)
         for name in sorted(missing):
             shape = (None, *self.graph.shapes[wanted[name].name])
-            whole.graph.value_info.append(
-                helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
-            )
+            whole.graph.value_info.append(helper.make_tensor_value_info(name, self.kind, shape))
         return whole
+
+    @property
+    def kind(self) -> int:
+        """The type of populations' values."""
+        integers = self.graph.integers
+        return int(onnx_integers.VALUE_TYPE if integers else TensorProto.FLOAT)
+
+    def spikes(self, values: Tensor) -> Array:
+        """What populations sent, as the file takes it."""
+        array: Array = values.contiguous().numpy()
+        return array.astype(np.int32 if self.graph.integers else np.float32)
 
     def value(self, node: str) -> str:
         """The tensor that holds a node's value."""
@@ -121,7 +130,7 @@ class OnnxFile(ABC):
     def shows_spikes(self) -> bool:
         """Whether the file has the values of all populations under the exporter's names."""
         values = self.file.graph.value_info
-        declared = {v.name for v in values if v.type.tensor_type.elem_type == TensorProto.FLOAT}
+        declared = {v.name for v in values if v.type.tensor_type.elem_type == self.kind}
         made = declared & {output for node in self.file.graph.node for output in node.output}
         return made.issuperset(self.value(node.name) for node in self.graph.populations)
 
@@ -227,7 +236,7 @@ class OnnxExecution(OnnxFile):
         """Class scores (batch, classes), also of a file that yields those of each step."""
         if self.form.yields != "steps":
             return torch.from_numpy(logits)
-        return combined(torch.from_numpy(logits), self.graph)
+        return onnx_values.combined(torch.from_numpy(logits), self.graph)
 
     def ends(self, layer: str) -> tuple[list[str], list[str]]:
         output = onnx_nodes.OUTPUT if layer == self.graph.readout.name else self.value(layer)
@@ -245,8 +254,7 @@ class OnnxExecution(OnnxFile):
     def _given(self, name: str, signal: Signal) -> Array:
         if name == self.graph.input.name:
             return self._external(signal.tensor)
-        merged: Array = signal.tensor.flatten(0, 1).float().numpy()
-        return merged
+        return self.spikes(signal.tensor.flatten(0, 1))
 
     def _external(self, images: Tensor) -> Array:
         """Images as the file's input takes them; a static image is repeated for a sequence."""
@@ -258,16 +266,10 @@ class OnnxExecution(OnnxFile):
             )
         if self.mode == "sequence" and static:
             images = images.expand(self.graph.time_steps, *images.shape)
-        array: Array = images.contiguous().numpy()
-        return array
+        return onnx_values.input_array(self.graph, images)
 
     def _steps(self, merged: Array) -> Tensor:
         return torch.from_numpy(merged.reshape(self.graph.time_steps, -1, *merged.shape[1:]))
-
-
-def combined(scores: Tensor, graph: ir.SpikingGraph) -> Tensor:
-    """Class scores (batch, classes) of the scores of all steps (T, batch, classes)."""
-    return over_steps(scores.double(), graph.readout.over_time).float()
 
 
 def open_session(model: ModelProto) -> onnxruntime.InferenceSession:

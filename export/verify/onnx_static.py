@@ -15,7 +15,7 @@ import onnx
 from onnx import ModelProto, NodeProto, helper, numpy_helper
 
 from soul_deploy.base import Array, errors
-from soul_deploy.export.onnx import channelwise, opsets
+from soul_deploy.export.onnx import channelwise, integers, opsets
 from soul_deploy.export.onnx import model as onnx_model
 from soul_deploy.export.onnx import neuron as onnx_neuron
 from soul_deploy.export.onnx import nodes as onnx_nodes
@@ -267,7 +267,9 @@ def _array_problems(reference: Model, file: ModelProto, form: Interface) -> Iter
                 name = onnx_neuron.constant_name(population, constant)
                 number = numpy_helper.to_array(stored[name])
                 if isinstance(value, np.ndarray):
-                    yield from event.array_problems(name, number, onnx_neuron.stored(value))
+                    shape = reference.graph.shapes[reference.graph[population].inputs[0]]
+                    wanted = onnx_neuron.stored(value, shape)
+                    yield from event.array_problems(name, number, wanted)
                 elif number.tolist() != [float(np.float32(value))]:
                     yield f"{name} is {number.tolist()}, the graph says {value}"
 
@@ -282,14 +284,18 @@ def _expected_arrays(
         there = node not in absent
         for name, values in channelwise.stored(reference.graph[node], constants, reference.graph):
             yield name, values if there else None
+    for projection in reference.graph.projections if reference.graph.integers else ():
+        for name, values in integers.stored(deploy.lower(reference), projection):
+            yield name, None if projection.name in absent else values
     patterns = deploy.lower(reference).patterns
     for population in reference.graph.populations:
         name, pattern = population.name, patterns.get(population.name)
         mask = reference.neuron_masks.get(name)
-        yield onnx_nodes.mask_name(name), None if mask is None else mask.astype(np.float32)
+        dtype = np.int32 if reference.graph.integers else np.float32
+        yield onnx_nodes.mask_name(name), None if mask is None else mask.astype(dtype)
         if pattern is not None:
             sides = [1] * (len(reference.graph.shapes[name]) - 1)
-            pattern = pattern.astype(np.float32).reshape(len(pattern), 1, -1, *sides)
+            pattern = pattern.astype(dtype).reshape(len(pattern), 1, -1, *sides)
         yield onnx_nodes.pattern_name(name), pattern
 
 

@@ -12,7 +12,7 @@ from soul_deploy.equivalence.engines import ExecutionRun, LayerRun
 from soul_deploy.equivalence.reference import sent_of, sources
 from soul_deploy.export.onnx import nodes
 from soul_deploy.export.onnx import step as onnx_step
-from soul_deploy.export.verify import onnx
+from soul_deploy.export.verify import onnx, onnx_values
 from soul_deploy.lowering.fan_out import step_before
 from soul_deploy.model.model import Model
 from soul_deploy.nn.graph_module import Signal
@@ -41,7 +41,7 @@ class StepExecution(onnx.OnnxFile):
         scores, *spikes = map(torch.from_numpy, found)
         pairs = zip(names, spikes, strict=True)
         named = {name: sent_of(self.graph, name, steps) for name, steps in pairs}
-        return ExecutionRun(named, onnx.combined(scores, self.graph))
+        return ExecutionRun(named, onnx_values.combined(scores, self.graph))
 
     def run_layer(self, layer: str, values: Mapping[str, Signal]) -> LayerRun:
         """What stands between the populations (or the input) that feed `layer`, and `layer`."""
@@ -55,7 +55,7 @@ class StepExecution(onnx.OnnxFile):
         (found,) = self._loop(layer, feeds, kept, [output])
         result = torch.from_numpy(found)
         if layer == self.graph.readout.name:
-            return LayerRun(onnx.combined(result, self.graph))
+            return LayerRun(onnx_values.combined(result, self.graph))
         return LayerRun(sent_of(self.graph, layer, result))
 
     def ends(self, layer: str) -> tuple[list[str], list[str]]:
@@ -79,7 +79,8 @@ class StepExecution(onnx.OnnxFile):
         """The wanted outputs of all steps, each (T, batch, ...); states start at rest."""
         session = self._sessions[key]
         batch = len(next(iter(feeds[0].values())))
-        at_rest = {s: np.full((batch, *s.shape), s.initial, np.float32) for s in states}
+        dtype = np.int32 if self.graph.integers else np.float32
+        at_rest = {s: np.full((batch, *s.shape), s.initial, dtype) for s in states}
         state_values: Feed = {state.input: values for state, values in at_rest.items()}
         returned = {state.output: state.input for state in states}
         if self._counter_in(key):
@@ -110,7 +111,7 @@ class StepExecution(onnx.OnnxFile):
         steps = self.graph.time_steps
         if self.from_image:
             shown = [images] * steps if static else list(images)
-            return [{self.graph.input.name: frame.contiguous().numpy()} for frame in shown]
+            return [{self.graph.input.name: onnx_values.input_array(self.graph, i)} for i in shown]
         if not static:
             raise errors.ValidityError(
                 f"a sequence {tuple(images.shape)} given; this file takes the currents of a static "
@@ -123,7 +124,7 @@ class StepExecution(onnx.OnnxFile):
             built = onnx_step.build_currents(self.model)
             self._sessions[CURRENTS_SESSION] = onnx.open_session(built)
         names = [self.value(name) for name in onnx_step.currents_of(self.graph)]
-        feed = {self.graph.input.name: images.contiguous().numpy()}
+        feed = {self.graph.input.name: onnx_values.input_array(self.graph, images)}
         currents = self._sessions[CURRENTS_SESSION].run(names, feed)
         return dict(zip(names, currents, strict=True))
 
@@ -134,7 +135,7 @@ class StepExecution(onnx.OnnxFile):
         for name in feeding:
             if name != self.graph.input.name:
                 for feed, spikes in zip(feeds, values[name].tensor, strict=True):
-                    feed[self.value(name)] = spikes.float().contiguous().numpy()
+                    feed[self.value(name)] = self.spikes(spikes)
         if self.graph.input.name in feeding:
             read = set(self._still_before(layer))
             frames = self._frames(values[self.graph.input.name].tensor)

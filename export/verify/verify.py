@@ -149,6 +149,7 @@ class VerifyReport(tables.Shown):
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON data; `schema` says which fields there are."""
+        whole = self.end_to_end
         return {
             "schema": SCHEMA,
             "verdict": self.verdict.value,
@@ -157,7 +158,7 @@ class VerifyReport(tables.Shown):
             "kind": self.kind,
             "time_steps": self.time_steps,
             "images": self.images,
-            "logit_limit": LOGIT_LIMIT,
+            "logit_limit": LOGIT_LIMIT if whole is None else whole.logit_limit,
             "carried_by": list(self.carried_by),
             "static": self._static(),
             "stopped": self.stopped,

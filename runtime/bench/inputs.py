@@ -176,7 +176,7 @@ def _facts(source: OpenFile, kind: str) -> NetworkFacts:
         )
     if kind != "model":
         raise file_kinds.wrong_kind(path, kind, TIMED)
-    document = read_tensors(source).document(inspect.MODEL_FORMAT)
+    document = read_tensors(source).document(*file_kinds.MODEL_FORMATS)
     graph_class = lazy.load_object("soul_deploy.ir.graph:SpikingGraph", "reading a model file")
     graph, info = graph_class.from_json(document["graph"]), document["info"]
     data = info["provenance"].get("data")

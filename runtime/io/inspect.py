@@ -20,7 +20,6 @@ from soul_deploy.runtime.io import other_files
 from soul_deploy.runtime.plan.forms import estimated_times, expected_of, forms_of
 
 SCHEMA = "soul-deploy/inspect/1"
-MODEL_FORMAT = "soul-deploy/model/1"
 WEIGHT, MASK = "weight:", "channel_mask:"
 UNTRAINED = ("running_mean", "running_var", "num_batches_tracked", "pattern")
 READABLE = (
@@ -112,7 +111,7 @@ def is_model_file(file: files.File) -> bool:
         document = files.parse_json(text, "its metadata")
     except errors.SoulDeployError:
         return False
-    return isinstance(document, dict) and document.get("format") == MODEL_FORMAT
+    return isinstance(document, dict) and document.get("format") in file_kinds.MODEL_FORMATS
 
 
 def require_event_network(file: files.File) -> None:
@@ -137,7 +136,7 @@ def _guess(start: bytes) -> str:
 
 def describe_model(tensor_file: files.TensorFile) -> dict[str, Any]:
     """A model file: its graph as rows, its description, its size. Raises FileFormatError."""
-    document = tensor_file.document(MODEL_FORMAT)
+    document = tensor_file.document(*file_kinds.MODEL_FORMATS)
     if files.digest(tensor_file.tensors) != document.get("digest"):
         raise errors.FileFormatError(
             f"{tensor_file.path}: its tensors do not match their digest; the file is damaged"

@@ -59,8 +59,10 @@ KINDS = {
         "`soul-deploy bench sparse --compare FILE` takes one that `bench sparse` wrote",
     ),
 }
+MODEL_FORMATS = ("soul-deploy/model/1", "soul-deploy/model/2")
+"""The second is of fixed-point networks, which the versions before cannot compute."""
 FORMATS = {
-    "soul-deploy/model/1": "model",
+    **dict.fromkeys(MODEL_FORMATS, "model"),
     "soul-deploy/event/1": "event",
     "soul-deploy/event/2": "event",
     "soul-deploy/event/3": "event",

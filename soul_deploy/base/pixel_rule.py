@@ -64,7 +64,8 @@ def is_input_kind(value: object) -> TypeGuard[InputKind]:
 
 
 def normalise(pixels: Array, rule: InputRule) -> Array:
-    """(pixel / 255 - mean) / std per channel in float32, for uint8 (..., C, H, W) or (..., N).
+    """(pixel / 255 - mean) / std per channel in float32, for uint8 (..., C, H, W) or (..., N); the
+    integers of a fixed-point network.
 
     Raises ValidityError for another dtype or shape, UsageError for a network of no images.
     """
@@ -78,6 +79,8 @@ def normalise(pixels: Array, rule: InputRule) -> Array:
     if pixels.shape[-len(rule.shape) :] != rule.shape:
         told = f"pixels of {pixels.shape} given; this network takes {rule.shape}"
         raise errors.ValidityError(told)
+    if rule.integers is not None:
+        return integers_of(pixels, rule)
     scaled = pixels.astype(np.float32) / np.float32(255)
     if not rule.mean:
         return scaled

@@ -95,7 +95,7 @@ def _of_data_set(model: Model, name: str, wish: Wish) -> Chosen:
     split: datasets.Split = getattr(data, wish.split)
     taken = split.images[: wish.count]
     return Chosen(
-        images=data.normalise(taken),
+        images=given.taken(model, data, taken),
         labels=split.labels[: wish.count],
         name=data.name,
         split=wish.split,

@@ -162,7 +162,8 @@ Images: TypeAlias = Tensor | Array | Data
 
 
 def images_for(model: Model, images: Images) -> tuple[Tensor, int]:
-    """`images` in float32, as `model` takes them, and the batch axis: 0, or 1 for a sequence.
+    """`images` in float32 (int16 of a fixed-point network), as `model` takes them, and the batch
+    axis: 0, or 1 for a sequence.
 
     images: an array or a tensor (B, C, H, W), or (T, B, C, H, W) for a sequence; uint8 are pixels
     and normalised as the model says, floating-point numbers are taken as they are. Of a data set
@@ -171,12 +172,24 @@ def images_for(model: Model, images: Images) -> tuple[Tensor, int]:
     UsageError for data that do not fit.
     """
     if isinstance(images, Data):
-        return fitted(model, images).normalise(images.test.images), 1 if images.frames else 0
-    given = images.detach().cpu() if isinstance(images, Tensor) else images
+        data = fitted(model, images)
+        return taken(model, data, data.test.images), 1 if data.frames else 0
     rule = model.input_rule
+    given = images.detach().cpu() if isinstance(images, Tensor) else images
     numbers = pixel_rule.numbers_of(pixel_rule.input_array(given, rule, "images"), rule, "images")
     found = torch.from_numpy(np.ascontiguousarray(numbers))
     return found, 0 if shows_image(model.graph, found) else 1
+
+
+def taken(model: Model, data: Data, images: Tensor) -> Tensor:
+    """Images of a data set (or of one of its splits) as the model takes them: normalised, or the
+    integers of a fixed-point network.
+    """
+    rule = model.input_rule
+    if rule.integers is None:
+        return data.normalise(images)
+    whole = pixel_rule.integers_of(pixel_rule.input_array(images.numpy(), rule, data.name), rule)
+    return data.arranged(torch.from_numpy(whole))
 
 
 def fitted(model: Model, data: Data) -> Data:

@@ -92,8 +92,11 @@ class Data:
         `normalise` to the bit, on any device. Floating-point numbers and what is no image are taken
         as they are.
         """
-        numbers = self._numbers(images)
-        return numbers.transpose(0, 1).contiguous() if self.frames else numbers
+        return self.arranged(self._numbers(images))
+
+    def arranged(self, images: Tensor) -> Tensor:
+        """Frames (N, T, ...) as (T, N, ...), as networks take them; images as they are."""
+        return images.transpose(0, 1).contiguous() if self.frames else images
 
     def _numbers(self, images: Tensor) -> Tensor:
         if images.is_floating_point() or self.input_kind != "images":

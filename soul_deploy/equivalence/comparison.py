@@ -25,9 +25,9 @@ class CheckResult:
 
     Without samples the check did not run.
     logit_difference: the largest on samples without a mismatch; logit_difference_flipped on others.
-    logit_limit: what the first may be; of a membrane read-out, what follows from its equations,
-    there where the difference is the largest share of it. Where scores are sums over time, all
-    three are divided by T.
+    logit_limit: what the first may be: 0 for fixed-point networks; of a membrane read-out, what
+    follows from its equations, there where the difference is the largest share of it. Where scores
+    are sums over time, all three are divided by T.
     agreeing: samples of the same class. differences: counts that flipped spikes changed.
     """
 
@@ -54,6 +54,8 @@ class CheckResult:
     @property
     def logit_share(self) -> float:
         """The largest difference as a share of its limit; infinite for a NaN."""
+        if not self.logit_limit:
+            return math.inf if self.logit_difference else 0.0
         share = self.logit_difference / self.logit_limit
         return math.inf if math.isnan(share) else share
 
@@ -161,7 +163,7 @@ class Comparison(Shown):
             "verdict": self.verdict.value,
             "passed": self.passed,
             "time_steps": self.time_steps,
-            "logit_limit": LOGIT_LIMIT,
+            "logit_limit": self.end_to_end.logit_limit,
             "forced": self.forced.to_dict() if self.forced.samples else None,
             "end_to_end": self.end_to_end.to_dict(),
             "silent_layers": list(self.silent),
@@ -207,7 +209,7 @@ def check_lines(found: Comparison) -> tuple[list[str], list[str]]:
         counts = f"{len(forced.mismatches) or 'no'} counts differ"
     alone = (
         f"layer by layer: {passed_text(forced.passed)}, {forced.flipped} flips, "
-        f"{forced.unexplained} unexplained, {counts}, logits within {forced.logit_difference:.2g}"
+        f"{forced.unexplained} unexplained, {counts}, {_logits_text(forced)}"
     )
     spikes = (
         f"{whole.flipped} flips on {whole.flipped_samples} samples, {whole.unexplained} unexplained"
@@ -215,12 +217,19 @@ def check_lines(found: Comparison) -> tuple[list[str], list[str]]:
     chained = (
         f"end to end: {passed_text(whole.passed)}, same class on {whole.agreeing} of "
         f"{whole.samples} samples, {spikes if whole.spikes_compared else 'spikes not compared'}, "
-        f"{_counts_text(whole)}, logits within {whole.logit_difference:.2g} on samples without a "
-        "flip"
+        f"{_counts_text(whole)}, {_logits_text(whole)}"
+        f"{' on samples without a flip' if whole.logit_limit else ''}"
     )
     silent = [f"Never spiked on these images: {', '.join(found.silent)}"] if found.silent else []
     by_layer = [alone, *_findings(forced)] if forced.samples else []
     return by_layer, [chained, *_findings(whole), *silent]
+
+
+def _logits_text(found: CheckResult) -> str:
+    if found.logit_limit:
+        return f"logits within {found.logit_difference:.2g}"
+    same = "equal" if not found.logit_difference else f"differ by {found.logit_difference:.2g}"
+    return f"logits {same} (integers: no tolerance)"
 
 
 def _findings(found: CheckResult) -> Iterator[str]:

@@ -187,6 +187,8 @@ class Comparer:
     ) -> CheckResult:
         graph = self.reference.graph
         steps = reduction.biases(graph.readout.over_time, graph.time_steps)
+        if graph.integers:
+            return replace(_compare_logits(ours, other, flipped, steps), logit_limit=0.0)
         limits = self.reference.score_limits(values, steps * LOGIT_LIMIT)
         return _compare_logits(ours, other, flipped, steps, limits)
 

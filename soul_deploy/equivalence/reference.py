@@ -23,7 +23,14 @@ from soul_deploy.nn.graph_module import GraphModule, Signal
 from soul_deploy.nn.layers import split_time
 from soul_deploy.runtime.dynamics.equation import DynamicsEquation
 from soul_deploy.runtime.dynamics.parallel import ParallelEquation
-from soul_deploy.runtime.equations import CHARGE, Equation, NeuronEquation, reset_hard, reset_soft
+from soul_deploy.runtime.equations import (
+    CHARGE,
+    Equation,
+    FixedEquation,
+    NeuronEquation,
+    reset_hard,
+    reset_soft,
+)
 
 ROUNDING = 4 * 2.0**-24  # of Σ|w·x|: the allowed error of a float32 sum
 LEAST_ALLOWANCE = 1e-5  # of the threshold
@@ -245,6 +252,32 @@ def _leaky(
             v = reset_hard(v, spike, equation.target)
     allowance = ROUNDING * summed.cummax(dim=0).values
     return torch.stack(distances), allowance.clamp(min=LEAST_ALLOWANCE * equation.v_threshold)
+
+
+@margins_of.on(FixedEquation)
+def _fixed(
+    equation: FixedEquation, current: Tensor, summed: Tensor, sent: Tensor
+) -> tuple[Tensor, Tensor]:
+    """From where integers decide, between the threshold and the next one: never 0, and nothing is
+    allowed.
+    """
+    shape = (-1, *[1] * (current.dim() - 3))
+    threshold, subtract = (
+        torch.from_numpy(np.atleast_1d(n)).double().reshape(shape)
+        for n in (equation.threshold, equation.subtract)
+    )
+    between = threshold + (0.5 if equation.fire == "gt" else -0.5)
+    u = torch.zeros_like(current[0])
+    distances = []
+    for t, spike in enumerate(sent):
+        h = torch.floor(u * equation.multiplier / 2.0**equation.shift) + current[t]
+        if equation.reset == "late" and t:
+            h = h - sent[t - 1] * subtract
+        h = h.clamp(equation.lowest, equation.highest)
+        distances.append(h - between)
+        u = h * (1 - spike) if equation.reset == "hard" else h
+        u = h - spike * subtract if equation.reset == "soft" else u
+    return torch.stack(distances), torch.zeros_like(current)
 
 
 @margins_of.on(ParallelEquation)

@@ -1,5 +1,6 @@
 """The spiking graph as frozen data: nodes, edges, neurons, JSON. Others import from here."""
 
+from soul_deploy.ir import fixed
 from soul_deploy.ir.channelwise import ChannelNorm, Scale
 from soul_deploy.ir.feedback import OneToOne
 from soul_deploy.ir.graph import UNREADABLE, SpikingGraph, node_from_json, node_to_json
@@ -19,6 +20,7 @@ from soul_deploy.ir.nodes import (
     Convolution,
     Flatten,
     Input,
+    IntegerInput,
     Linear,
     Merge,
     MergeFunction,
@@ -27,4 +29,4 @@ from soul_deploy.ir.nodes import (
     Readout,
     Scatter,
 )
-from soul_deploy.ir.pools import AdaptiveAvgPool, AvgPool, MaxPool, Pool
+from soul_deploy.ir.pools import AdaptiveAvgPool, AvgPool, MaxPool, Pool, SumPool

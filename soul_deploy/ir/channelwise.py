@@ -27,6 +27,10 @@ class Scale(node.Node):
     gives: ClassVar[neurons.Edge | None] = neurons.ANALOG
     factor: float | None
 
+    @property
+    def integers(self) -> bool | None:
+        return False
+
     def output_shape(self, inputs: Sequence[node.Shape]) -> node.Shape:
         if self.factor is not None and not is_usable(self.factor):
             raise UsageError(
@@ -72,6 +76,10 @@ class ChannelNorm(node.Node):
     keeps_channels: ClassVar[bool] = True
     gives: ClassVar[neurons.Edge | None] = neurons.ANALOG
     norm: node.BatchNorm
+
+    @property
+    def integers(self) -> bool | None:
+        return False
 
     def output_shape(self, inputs: Sequence[node.Shape]) -> node.Shape:
         if self.norm.name != self.name:

@@ -24,7 +24,7 @@ from soul_deploy.ir.nodes import Input, Population, Projection, Readout
 from soul_deploy.runtime.format.validate import MAX_NEURONS
 
 NodeT = TypeVar("NodeT", bound=Node)
-SUBTRACT, OVER_TIME, NEURON = "v_subtract", "over_time", "neuron"
+SUBTRACT, OVER_TIME, NEURON, UNIT = "v_subtract", "over_time", "neuron", "unit"
 FEEDBACK = "feedback"
 SETTINGS, TENSORS = "settings", "tensors"
 MAX_SIDE = 1 << 31
@@ -76,6 +76,7 @@ class SpikingGraph:
             raise UnsupportedGraphError("the last node must be the readout")
         if sum(isinstance(node, Input | Readout) for node in self.nodes) != 2:
             raise UnsupportedGraphError("a second input or readout")
+        _require_one_dtype(self)
 
     def __reduce__(self) -> tuple[type["SpikingGraph"], tuple[tuple[Node, ...], int]]:
         """A copy is built from the nodes, as any graph: the views of it cannot be copied."""
@@ -121,6 +122,11 @@ class SpikingGraph:
         node = self.nodes[-1]
         assert isinstance(node, Readout)
         return node
+
+    @property
+    def integers(self) -> bool:
+        """Whether it is a fixed-point network (docs/fixed-point.md)."""
+        return isinstance(self.input, nodes.IntegerInput)
 
     @property
     def populations(self) -> tuple[Population, ...]:
@@ -245,6 +251,18 @@ class SpikingGraph:
             raise FileFormatError(f"its graph does not fit together: {error}") from error
 
 
+def _require_one_dtype(graph: SpikingGraph) -> None:
+    """Raise UnsupportedGraphError for a node of real numbers in a fixed-point network, and the
+    other way round."""
+    graph_integers = graph.integers
+    for node in graph.nodes[1:]:
+        if node.integers is not None and node.integers != graph_integers:
+            kinds = ("real numbers", "integers")[:: -1 if graph_integers else 1]
+            raise UnsupportedGraphError(
+                f"{node.name}: {node.op} with {kinds[1]} in a network of {kinds[0]}"
+            )
+
+
 def node_to_json(node: Node) -> dict[str, Any]:
     """The node's operation and fields as plain JSON data."""
     values: dict[str, Any] = {"op": node.op}
@@ -264,10 +282,9 @@ def node_to_json(node: Node) -> dict[str, Any]:
         values[item.name] = list(value) if isinstance(value, tuple) else value
     if values.get(OVER_TIME) == "mean":
         del values[OVER_TIME]  # earlier versions know no other
-    if NEURON in values and values[NEURON] is None:
-        del values[NEURON]  # of a readout: they know none
-    if values.get(FEEDBACK, node) is None:
-        del values[FEEDBACK]
+    for name in (NEURON, UNIT, FEEDBACK):  # they know none
+        if name in values and values[name] is None:
+            del values[name]
     return values
 
 
@@ -299,7 +316,10 @@ def node_from_json(
     return cls(**values)
 
 
-OPTIONAL: Mapping[type[Node], set[str]] = {Readout: {OVER_TIME, NEURON}, Population: {FEEDBACK}}
+OPTIONAL: Mapping[type[Node], set[str]] = {
+    Readout: {OVER_TIME, NEURON, UNIT},
+    Population: {FEEDBACK},
+}
 """Fields that a file leaves out where they are as in files before there were others."""
 TEXTS, TRUTHS = ("name", "function", OVER_TIME), ("bias", "linear")
 PAIRS = {"kernel": 1, "stride": 1, "padding": 0, "dilation": 1, "size": 1}  # and the least side
@@ -316,6 +336,10 @@ def _field_from_json(name: str, value: Any) -> Any:
         return None if value is None else _norm_from_json(value)
     if name == FEEDBACK:
         return node_from_json(value, Node, nodes.FEEDBACKS)
+    if name in ("low", "high") or name == "zero":
+        return _zeros(value) if name == "zero" else _signed(value)
+    if name == UNIT:
+        return _number(name, value)
     if name == "factor":
         return None if value is None else _number(name, value)
     if name in TEXTS or name in TRUTHS:
@@ -325,6 +349,18 @@ def _field_from_json(name: str, value: Any) -> Any:
     if name in PAIRS or name in ("shape", "index"):
         return _sides(name, value)
     return bounded_integer(value)
+
+
+def _signed(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or abs(value) >= MAX_SIDE:
+        raise ValueError(f"{value!r} is not an integer within 2^31")
+    return value
+
+
+def _zeros(value: Any) -> tuple[int, ...]:
+    if not isinstance(value, list):
+        raise ValueError(f"zero {value!r} is not a list")
+    return tuple(map(bounded_integer, value))
 
 
 def _number(name: str, value: Any) -> float:

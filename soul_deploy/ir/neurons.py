@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from soul_deploy.base.errors import UsageError
+from soul_deploy.ir import fixed
 from soul_deploy.runtime.dynamics.equation import DYNAMICS, DynamicsEquation, Number
 from soul_deploy.runtime.dynamics.form import BINARY, GRANULARITIES, Dynamics, Granularity, SendRule
 from soul_deploy.runtime.dynamics.operations import NUMPY
@@ -46,8 +47,16 @@ class Edge:
 
 LTMD_LEAK = 0.25  # soul/neuron/LTMD.py, state_update
 PSN_TENSORS: Mapping[str, Granularity] = {"weight": "step_pair", "bias": "step_column"}
-LEAKY_SETTINGS: Mapping[str, Mapping[str, float]] = {"ltmd": {"kappa": 0.5}}
-"""Numbers that only one of LEAKY has, with Soul's defaults: kappa is what ltmd's w starts with."""
+OWN_SETTINGS: Mapping[str, Mapping[str, float]] = {
+    "ltmd": {"kappa": 0.5},
+    fixed.FIXED: fixed.SETTINGS,
+}
+"""Numbers of families that are not of runtime.dynamics: kappa is what ltmd's w starts with (Soul's
+default)."""
+OWN_TENSORS: Mapping[str, Mapping[str, Granularity | None]] = {
+    PARALLEL: PSN_TENSORS,
+    fixed.FIXED: fixed.TENSORS,
+}
 LARGEST, SMALLEST = 3.4e38, 1.2e-38  # of float32, in which every engine computes
 SPIKE, ANALOG = Edge("spike", 1), Edge("analog")
 
@@ -56,9 +65,10 @@ SPIKE, ANALOG = Edge("spike", 1), Edge("analog")
 class NeuronSpec:
     """A population's neuron model as trained. The fields' defaults are Soul's LIF.
 
-    family          one of FAMILIES. "plif" learns its tau, "ltmd" its threshold: parameter
-                    `<population>.w`. Of the families of runtime.dynamics, those fields decide that
-                    they read
+    family          one of FAMILIES, or "fixed", which `quantize` makes of these: of the fields, it
+                    reads fire, settings and tensors. "plif" learns its tau, "ltmd" its threshold:
+                    parameter `<population>.w`. Of the families of runtime.dynamics, those fields
+                    decide that they read
     tau             membrane time constant in steps (> 1 for plif: its initial value)
     decay_input     the input current is divided by tau too
     v_threshold     firing threshold (> 0)
@@ -91,7 +101,7 @@ class NeuronSpec:
     tensors: tuple[tuple[str, Granularity], ...] = ()
 
     def __post_init__(self) -> None:
-        if self.family not in FAMILIES:
+        if self.family not in (*FAMILIES, fixed.FIXED):
             raise UsageError(f"neuron family {self.family!r}; valid: {', '.join(FAMILIES)}")
         self._check_numbers()
         if self.fire not in ("gt", "ge"):
@@ -131,7 +141,7 @@ class NeuronSpec:
 
     def _check_settings(self) -> None:
         """Fill in the family's defaults, in its order. Raises UsageError for what it cannot be."""
-        known = LEAKY_SETTINGS.get(self.family, {})
+        known = OWN_SETTINGS.get(self.family, {})
         if self.dynamics is not None:
             known = self.dynamics.settings
         given = dict(self.settings)
@@ -146,12 +156,14 @@ class NeuronSpec:
         object.__setattr__(self, "settings", filled)
         self._check_tensors()
         wrong = None if self.dynamics is None else self.dynamics.check(self.named)
+        if self.integers:
+            wrong = fixed.wrong_numbers(dict(self.settings), dict(self.tensors))
         if wrong is not None:
             raise UsageError(f"{self.family}: {wrong}")
 
     def _check_tensors(self) -> None:
         """Fill in those that the family always has. Raises UsageError for what cannot be one."""
-        known: Mapping[str, Granularity | None] = PSN_TENSORS if self.parallel else {}
+        known = OWN_TENSORS.get(self.family, {})
         known = known if self.dynamics is None else self.dynamics.tensors
         given = dict(self.tensors)
         for name, kind in given.items():
@@ -194,6 +206,11 @@ class NeuronSpec:
         return self.family == PARALLEL
 
     @property
+    def integers(self) -> bool:
+        """Whether it is a neuron of a fixed-point network."""
+        return self.family == fixed.FIXED
+
+    @property
     def dynamics(self) -> Dynamics | None:
         """The family, where it is one of runtime.dynamics."""
         return DYNAMICS.get(self.family)
@@ -211,7 +228,7 @@ class NeuronSpec:
             return (*self.dynamics.reads, *(("fire",) if self.dynamics.rules == BINARY else ()))
         every = "tau", "v_threshold", "v_reset", "decay_input", "fire"
         unread = {"if": ("tau", "decay_input"), "plif": ("tau",), "lif": ()}
-        unread |= dict.fromkeys(("ltmd", PARALLEL), every[:4])
+        unread |= dict.fromkeys(("ltmd", PARALLEL, fixed.FIXED), every[:4])
         return tuple(name for name in every if name not in unread[self.family])
 
     @property
@@ -361,29 +378,3 @@ def constant_text(value: object) -> str:
     if value is None:
         return "none"
     return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def described(n: NeuronSpec) -> str:
-    """A neuron in a few words, for tables."""
-    if n.dynamics is not None:
-        return _described_dynamics(n, n.dynamics)
-    if n.parallel:
-        sign = ">" if n.fire == "gt" else "≥"
-        return f"psn: W x + b over all steps, dense over steps; spike if {sign} 0"
-    reset = "soft reset" if n.v_reset is None else f"reset to {n.v_reset:g}"
-    if n.family == "ltmd":
-        leak = f"leak {LTMD_LEAK:g}"
-        return f"ltmd: learned threshold tanh(w) ({n.fire}), {leak}, {reset}"
-    reset += " a step later" if n.late_reset else ""
-    reset += "" if n.v_subtract is None else f" by {n.v_subtract:g}"
-    reset = "no reset" if n.v_subtract == 0 else reset
-    tau = "" if n.family == "if" else f", tau {n.tau:g}"
-    tau += "" if n.family == "if" or n.decay_input else ", input not decayed"
-    return f"{n.family}{tau}, threshold {n.v_threshold:g} ({n.fire}), {reset}"
-
-
-def _described_dynamics(n: NeuronSpec, dynamics: Dynamics) -> str:
-    own = {name: getattr(n, name) for name in dynamics.reads} | dict(n.settings)
-    numbers = ", ".join(f"{name} {constant_text(value)}" for name, value in own.items())
-    sent = "" if n.edge == SPIKE else f", sends {n.edge.low} to {n.edge.bound}"
-    return f"{n.family}: {numbers}{sent}"

@@ -76,6 +76,11 @@ class Node:
         return 0
 
     @property
+    def integers(self) -> bool | None:
+        """Whether it is of fixed-point networks alone (True), of others alone, or both (None)."""
+        return None
+
+    @property
     def feedback(self) -> "Node | None":
         """What its own values of the step before go through, onto its input."""
         return None

@@ -8,25 +8,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
+import numpy as np
+
 from soul_deploy.base import brief, reduction
 from soul_deploy.base.errors import UsageError
 from soul_deploy.ir import channelwise, feedback, neurons, node, pools
+from soul_deploy.ir.described import described
+from soul_deploy.ir.inputs import Input as Input
+from soul_deploy.ir.inputs import IntegerInput as IntegerInput
 
 SIDES = ("bound", "low")  # of an edge
 MergeFunction = Literal["add", "and", "iand"]
-
-
-@dataclass(frozen=True)
-class Input(node.Node):
-    """The network's input: a static image (B, C, H, W) or a sequence (T, B, C, H, W)."""
-
-    op: ClassVar[str] = "input"
-    arity: ClassVar[int | None] = 0
-    gives: ClassVar[neurons.Edge | None] = neurons.ANALOG
-    shape: node.Shape
-
-    def output_shape(self, inputs: Sequence[node.Shape]) -> node.Shape:
-        return self.shape
 
 
 @dataclass(frozen=True)
@@ -37,6 +29,10 @@ class Projection(node.Node):
     gives: ClassVar[neurons.Edge | None] = neurons.ANALOG
     bias: bool
     norm: node.BatchNorm | None
+
+    @property
+    def integers(self) -> bool | None:
+        return None if self.norm is None else False
 
     @property
     def weight_shape(self) -> node.Shape:
@@ -170,6 +166,10 @@ class Population(node.Node):
     generated: int = 0
     feedback: node.Node | None = None
 
+    @property
+    def integers(self) -> bool | None:
+        return self.neuron.integers
+
     def tensors(self, inputs: Sequence[node.Shape], time_steps: int) -> Mapping[str, node.Shape]:
         own = self.neuron.tensor_shapes(self.name, inputs[0], time_steps)
         pattern = {f"{self.name}.pattern": (time_steps, self.generated)} if self.generated else {}
@@ -193,7 +193,7 @@ class Population(node.Node):
     def describe(self) -> str:
         more = f", {self.generated} generated channels" if self.generated else ""
         more += "" if self.feedback is None else f"; feedback {self.feedback.describe()}"
-        return neurons.described(self.neuron) + more
+        return described(self.neuron) + more
 
 
 @dataclass(frozen=True)
@@ -301,6 +301,8 @@ class Readout(node.Node):
     neuron     of a membrane read-out: neurons, one a class, that the head's scores of each step
                charge, and whose membrane after the step is that step's score; None: there are none.
                Whether they fire matters to their reset only: nothing reads what they send
+    unit       of a fixed-point network, what 1 of the head's sums stands for; None: the head holds
+               real numbers
     """
 
     op: ClassVar[str] = "readout"
@@ -311,6 +313,11 @@ class Readout(node.Node):
     votes: int = 1
     over_time: reduction.OverTime = "mean"
     neuron: neurons.NeuronSpec | None = None
+    unit: float | None = None
+
+    @property
+    def integers(self) -> bool | None:
+        return self.unit is not None
 
     @property
     def weighing(self) -> reduction.Weighing:
@@ -345,6 +352,8 @@ class Readout(node.Node):
         if not reduction.is_over_time(self.over_time):
             valid = ", ".join(reduction.OVER_TIME)
             raise UsageError(f"{self.name}: over_time {self.over_time!r}; valid: {valid}")
+        if self.unit is not None and not neurons.SMALLEST <= self.unit <= neurons.LARGEST:
+            raise UsageError(f"{self.name}: unit {self.unit} must be above 0, finite in float32")
         if not self.linear and inputs[0][0] != self.classes * self.votes:
             raise UsageError(
                 f"{self.name}: {inputs[0][0]} sums for {self.classes} classes of {self.votes} votes"
@@ -367,6 +376,10 @@ class Readout(node.Node):
     def as_head(self, source: str) -> "Readout":
         return self
 
+    def multiplier(self, shape: node.Shape, time_steps: int) -> float:
+        """What makes class scores of a fixed-point network's integers; a float32."""
+        return float(np.float32((self.unit or 1.0) / self.divisor(shape, time_steps)))
+
     def divisor(self, shape: node.Shape, time_steps: int) -> int:
         """H · W · votes for an input of `shape`, times T for a mean over time."""
         space = shape[1] * shape[2] if len(shape) == 3 else 1
@@ -377,7 +390,7 @@ class Readout(node.Node):
         kind = "linear head" if self.linear else f"vote of {self.votes} neurons a class"
         told = reduction.NAMES[self.over_time]
         if self.neuron is not None:
-            read = f"{kind}, membrane of {neurons.described(self.neuron)}"
+            read = f"{kind}, membrane of {described(self.neuron)}"
             return f"{read}, its {told}, {self.classes} classes"
         told = f"{told} and space" if self.over_time == "mean" else f"{told}, mean over space"
         return f"{told}, {kind}, {self.classes} classes"
@@ -386,8 +399,9 @@ class Readout(node.Node):
 OPS: dict[str, type[node.Node]] = {
     cls.op: cls
     for cls in (
-        *(Input, Convolution, Linear, Population, pools.MaxPool, pools.AvgPool),
-        *(pools.AdaptiveAvgPool, Flatten, Merge, Readout, Scatter),
+        *(Input, IntegerInput, Convolution, Linear, Population),
+        *(pools.MaxPool, pools.AvgPool, pools.SumPool, pools.AdaptiveAvgPool),
+        *(Flatten, Merge, Readout, Scatter),
         *(channelwise.Scale, channelwise.ChannelNorm),
     )
 }

@@ -49,6 +49,10 @@ class AvgPool(Pool):
     gives: ClassVar[neurons.Edge | None] = neurons.ANALOG
 
     @property
+    def integers(self) -> bool | None:
+        return False
+
+    @property
     def pads(self) -> bool:
         return self.padding != (0, 0)
 
@@ -57,6 +61,37 @@ class AvgPool(Pool):
 
     def denominator(self, in_shape: node.Shape) -> int:
         return math.prod(self.kernel)
+
+
+@dataclass(frozen=True)
+class SumPool(AvgPool):
+    """Sum over a window: an average pooling of a fixed-point network, whose division went into the
+    weights behind it. Windows tile the map; what is left over at the far border is left out.
+    """
+
+    op: ClassVar[str] = "sum_pool"
+
+    @property
+    def integers(self) -> bool | None:
+        return True
+
+    def output_shape(self, inputs: Sequence[node.Shape]) -> node.Shape:
+        if self.stride != self.kernel or self.padding != (0, 0):
+            raise UsageError(f"{self.name}: windows of a sum pooling tile the map")
+        return super().output_shape(inputs)
+
+    def output_edge(self, inputs: Sequence[neurons.Edge]) -> neurons.Edge:
+        (edge,) = inputs
+        if edge.kind == "analog" or edge.bound is None:
+            return edge
+        area = math.prod(self.kernel)
+        return neurons.Edge("graded", edge.bound * area, edge.low * area)
+
+    def denominator(self, in_shape: node.Shape) -> int:
+        return 1
+
+    def averages_all(self, in_shape: node.Shape) -> bool:
+        return False
 
 
 @dataclass(frozen=True)
@@ -69,6 +104,10 @@ class AdaptiveAvgPool(node.Node):
     keeps_channels: ClassVar[bool] = True
     gives: ClassVar[neurons.Edge | None] = neurons.ANALOG
     size: node.Pair
+
+    @property
+    def integers(self) -> bool | None:
+        return False
 
     def output_shape(self, inputs: Sequence[node.Shape]) -> node.Shape:
         if len(inputs[0]) != 3:

@@ -20,8 +20,10 @@ from soul_deploy.lowering import (
     one_to_one,
     rescaling,
 )
+from soul_deploy.lowering import sum_pools as sum_pools  # enters its operation
 from soul_deploy.lowering.liveness import live_neurons, live_values
 from soul_deploy.model.model import Model
+from soul_deploy.nn import fixed
 from soul_deploy.nn.dynamics import deployed
 from soul_deploy.nn.neuron import learned_number
 from soul_deploy.runtime.equations import Equation
@@ -200,7 +202,7 @@ def deployed_neuron(
     if neuron.tensors:
         names = (own for own, _ in neuron.tensors)
         held = {own: torch.from_numpy(state[f"{name}.{own}"].copy()) for own in names}
-        return deployed(neuron, held, rank)
+        return fixed.deployed(neuron, held) if neuron.integers else deployed(neuron, held, rank)
     if not neuron.learned:
         return neuron.equation()
     w = torch.from_numpy(state[f"{name}.w"].copy())

@@ -16,7 +16,9 @@ from soul_deploy.ir import BatchNorm, Node, OneToOne, Projection, Readout, Shape
 @brief
 @dataclass(frozen=True)
 class DeployedWeights:
-    """A projection's deployed weights: weight (out, in, ...) and bias (out,), both float32."""
+    """A projection's deployed weights: weight (out, in, ...) and bias (out,), both float32; int8
+    and int32 in a fixed-point network.
+    """
 
     weight: Array
     bias: Array | None
@@ -95,11 +97,25 @@ def norm_constants(norm: BatchNorm, state: Mapping[str, Array]) -> tuple[Array, 
 def _weight_and_bias(
     node: Projection | Readout, state: Mapping[str, Array]
 ) -> tuple[Array, Array | None]:
-    bias = state[f"{node.name}.bias"].astype(np.float32) if node.bias else None
-    return state[f"{node.name}.weight"].astype(np.float32), bias
+    names = (f"{node.name}.weight", f"{node.name}.bias")[: 1 + node.bias]
+    weight, *bias = (_deployed(state[name]) for name in names)
+    return weight, bias[0] if bias else None
+
+
+def _deployed(array: Array) -> Array:
+    """float32, or the integers of a fixed-point network."""
+    return array.copy() if array.dtype.kind == "i" else array.astype(np.float32)
 
 
 def _masked(synapses: DeployedWeights, keep: Array) -> DeployedWeights:
-    mask = keep.astype(np.float32)
+    mask = keep.astype(synapses.weight.dtype)
     weight = synapses.weight * mask.reshape(-1, *([1] * (synapses.weight.ndim - 1)))
     return DeployedWeights(weight, None if synapses.bias is None else synapses.bias * mask)
+
+
+def with_shift(bias: Array | None, added: Array | None, share: float) -> Array | None:
+    """The bias of a step's scores, and what a constant in front adds to them: `share` of it."""
+    if added is None:
+        return bias
+    before = 0.0 if bias is None else bias.astype(np.float64)
+    return np.asarray(before + share * added.astype(np.float64), np.float32)

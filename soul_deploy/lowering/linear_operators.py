@@ -7,6 +7,7 @@ before the pooling. The edge stays a spike edge: what arrives are events, not fr
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,7 @@ import numpy as np
 from soul_deploy import ir
 from soul_deploy.base import Array, brief, dispatch, errors, reduction
 from soul_deploy.lowering import pool_windows
-from soul_deploy.lowering.fold_batch_norm import ChannelConstants, DeployedWeights
+from soul_deploy.lowering.fold_batch_norm import ChannelConstants, DeployedWeights, with_shift
 
 Rescaling = Mapping[str, ChannelConstants]  # of operations that rescale their channels, by name
 MAX_ELEMENTS = 1 << 28  # of a composed dense matrix: 1 GiB of float32
@@ -280,7 +281,8 @@ def _pooled_convolution(
     rows: Callable[[int], Array],
 ) -> Operator:  # fmt: skip
     if window is not None:
-        return _conv_behind_tiles(operator, window, in_shape, name)
+        weight = partial(pool_windows.spread, operator.weight)
+        return convolution_behind_tiles(operator, window, in_shape, name, weight)
     return _pooled_matrix(as_matrix(operator, name), node, in_shape, name, None, rows)
 
 
@@ -290,19 +292,20 @@ def _pooled_matrix(
     rows: Callable[[int], Array],
 ) -> Operator:  # fmt: skip
     _bounded(name, (math.prod(node.output_shape([in_shape])[1:]), math.prod(in_shape[1:])))
-    return _matrix_behind_pool(operator, np.kron(rows(0), rows(1)), in_shape, name)
+    return matrix_behind_pool(operator, np.kron(rows(0), rows(1)), in_shape, name)
 
 
-def _conv_behind_tiles(
-    operator: ConvOperator, window: ir.Pair, in_shape: ir.Shape, name: str
-) -> ConvOperator:
-    """Each kernel weight spreads evenly over the window it pooled."""
+def convolution_behind_tiles(
+    operator: ConvOperator, window: ir.Pair, in_shape: ir.Shape, name: str,
+    weight: Callable[[ir.Pair, ir.Pair], Array],
+) -> ConvOperator:  # fmt: skip
+    """Each kernel weight goes to all of the window it pooled; weight: makes that kernel."""
     (wh, ww), (out, inner, *kernel) = window, operator.weight.shape
     spread = pool_windows.spread_kernel(tuple(kernel), window, operator.dilation)
     _bounded(name, (out * inner, math.prod(spread)))
     return replace(
         operator,
-        weight=pool_windows.spread(operator.weight, window, operator.dilation),
+        weight=weight(window, operator.dilation),
         stride=(operator.stride[0] * wh, operator.stride[1] * ww),
         padding=(operator.padding[0] * wh, operator.padding[1] * ww),
         dilation=(1, 1),
@@ -316,7 +319,8 @@ def as_matrix(operator: ConvOperator, name: str = "convolution") -> MatrixOperat
     channels, height, width = operator.in_shape
     out_channels, rows, columns = operator.out_shape
     _bounded(name, (out_channels * rows * columns, channels * height * width))
-    matrix = np.zeros((out_channels, rows, columns, channels, height, width), np.float32)
+    sides = (out_channels, rows, columns, channels, height, width)
+    matrix = np.zeros(sides, operator.weight.dtype)
     group_in, group_out = channels // operator.groups, out_channels // operator.groups
     columns_met = [_taps(operator, 1, kw) for kw in range(operator.weight.shape[3])]
     for kh in range(operator.weight.shape[2]):
@@ -342,13 +346,13 @@ def _taps(operator: ConvOperator, axis: int, k: int) -> tuple[Array, Array]:
     return outputs[inside], inputs[inside]
 
 
-def _matrix_behind_pool(
+def matrix_behind_pool(
     operator: MatrixOperator, pool: Array, in_shape: ir.Shape, name: str
 ) -> MatrixOperator:
     rows, positions = len(operator.weight), in_shape[1] * in_shape[2]
     _bounded(name, (rows, in_shape[0] * positions))
     per_channel = operator.weight.reshape(rows * in_shape[0], pool.shape[0]).astype(np.float64)
-    weight = (per_channel @ pool).astype(np.float32).reshape(rows, -1)
+    weight = (per_channel @ pool).astype(operator.weight.dtype).reshape(rows, -1)
     return replace(operator, weight=weight, in_shape=in_shape)
 
 
@@ -367,28 +371,21 @@ def _lower_readout(
         return ReadoutOperator(weight, node.votes, bias, scale, space, shape, *how)
     if weight is None:
         _bounded(node.name, (node.classes, node.classes * node.votes))
-        weight = np.kron(np.eye(node.classes), np.ones(node.votes)).astype(np.float32)
+        dtype = np.float32 if node.unit is None else np.int8
+        weight = np.kron(np.eye(node.classes), np.ones(node.votes)).astype(dtype)
     if all(pool.rescales for pool in between):  # sums over space stay sums over space
         plain = MatrixOperator(weight, None, shape[:1], (node.classes,))
         found = _behind_all(plain, graph, rescaling, between, node.name)
-        bias = _with_shift(bias, found.bias, step * math.prod(shape[1:]))
+        bias = with_shift(bias, found.bias, step * math.prod(shape[1:]))
         return ReadoutOperator(found.weight, 1, bias, scale, space, shape, *how)
     if space:
         _bounded(node.name, (node.classes, math.prod(shape)))
         weight = np.repeat(weight, shape[1] * shape[2], axis=1)
     plain = MatrixOperator(weight, None, shape, (node.classes,))
     found = _behind_all(plain, graph, rescaling, between, node.name)
-    bias = _with_shift(bias, found.bias, step)
+    bias = with_shift(bias, found.bias, step)
     source = graph.shapes[between[-1].inputs[0]]
     return ReadoutOperator(found.weight, 1, bias, scale, False, source, *how)
-
-
-def _with_shift(bias: Array | None, added: Array | None, share: float) -> Array | None:
-    """The bias of a step's scores, and what a constant in front adds to them: `share` of it."""
-    if added is None:
-        return bias
-    before = 0.0 if bias is None else bias.astype(np.float64)
-    return np.asarray(before + share * added.astype(np.float64), np.float32)
 
 
 def _bounded(name: str, shape: tuple[int, int]) -> None:

@@ -24,11 +24,16 @@ def spread(weight: Array, window: ir.Pair, dilation: ir.Pair) -> Array:
     """Weights (C_out, C_in, kh, kw) evenly over the windows that tile the map, float32, of
     `spread_kernel`'s size.
     """
+    share = (weight.astype(np.float64) / (window[0] * window[1])).astype(np.float32)
+    return repeat(share, window, dilation)
+
+
+def repeat(weight: Array, window: ir.Pair, dilation: ir.Pair) -> Array:
+    """As `spread`, each weight as it is at every place of its window."""
     (wh, ww), (dh, dw), (out, inner) = window, dilation, weight.shape[:2]
     rows, columns = spread_kernel(weight.shape[2:], window, dilation)
-    found = np.zeros((out, inner, rows // wh, wh, columns // ww, ww), np.float32)
-    share = weight.astype(np.float64) / (wh * ww)
-    found[:, :, ::dh, :, ::dw] = share[:, :, :, None, :, None]
+    found = np.zeros((out, inner, rows // wh, wh, columns // ww, ww), weight.dtype)
+    found[:, :, ::dh, :, ::dw] = weight[:, :, :, None, :, None]
     return found.reshape(out, inner, rows, columns)
 
 

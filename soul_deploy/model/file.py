@@ -4,7 +4,7 @@ Also reads other people's weights (`.pt`, `.pth`, `.ckpt`), through `torch.load(
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,13 +13,12 @@ import numpy as np
 import torch
 
 from soul_deploy.base import Array, container, errors, files, pixel_rule
-from soul_deploy.base.file_kinds import reads
+from soul_deploy.base.file_kinds import MODEL_FORMATS, reads
 from soul_deploy.ir import ChannelNorm, Shape, SpikingGraph
 from soul_deploy.model.model import Model, ModelInfo, Normalization, State, Validity
 from soul_deploy.model.state_dict import COUNT, Weights, read_weights, with_whole_counts
 from soul_deploy.nn.graph_module import GraphModule
 
-FORMAT = "soul-deploy/model/1"
 WEIGHT = "weight:"
 PARTS = {
     WEIGHT: "state",
@@ -35,7 +34,7 @@ def save(model: Model, path: Path | str) -> None:
     held = {prefix: getattr(model, part) for prefix, part in PARTS.items()}
     tensors = {prefix + n: array for prefix, part in held.items() for n, array in part.items()}
     document = {
-        "format": FORMAT,
+        "format": MODEL_FORMATS[model.graph.integers],
         "digest": files.digest(tensors),
         "graph": model.graph.to_json(),
         "info": asdict(model.info),
@@ -52,7 +51,7 @@ def load(file: files.File, *, max_memory: int | None = None) -> Model:
     """
     found = files.read_tensors(file, max_memory=max_memory)
     path = found.path
-    document = found.document(FORMAT)
+    document = found.document(*MODEL_FORMATS)
     intact = files.digest(found.tensors) == document.get("digest")
     errors.require(intact, f"{path}: its tensors do not match their digest; the file is damaged")
     try:
@@ -115,6 +114,7 @@ def check_state(graph: SpikingGraph, state: State, where: str) -> None:
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
         told = f"{kind} weights {', '.join(names[:3])}{more}"
         errors.require(not names, f"{where}: {told}; they do not belong to this network")
+    dtypes = integer_dtypes(graph)
     for name, shape in expected.items():
         has, what = state[name], f"{where}: weight {name}"
         fits = has.shape == shape
@@ -123,6 +123,9 @@ def check_state(graph: SpikingGraph, state: State, where: str) -> None:
         if name.endswith(COUNT):
             kinds, needed = "iu", "an integer"
         fits = has.dtype.kind in kinds
+        if name in dtypes:
+            needed = dtypes[name]
+            fits = has.dtype == needed
         errors.require(fits, f"{what} is {has.dtype}, the network needs {needed}")
     norms = [node.norm for node in graph.projections if node.norm is not None]
     for norm in [*norms, *(node.norm for node in graph.of_type(ChannelNorm))]:
@@ -133,6 +136,36 @@ def check_state(graph: SpikingGraph, state: State, where: str) -> None:
     for name in [f"{node.name}.pattern" for node in graph.populations]:
         plain = name not in state or np.isin(state[name], (0, 1)).all()
         errors.require(plain, f"{where}: {name} holds other than 0 and 1")
+    if graph.integers:
+        for told in _integer_problems(graph, state):
+            raise errors.FileFormatError(f"{where}: {told}")
+
+
+def integer_dtypes(graph: SpikingGraph) -> dict[str, str]:
+    """Of a fixed-point network: the tensors that hold integers, and their dtypes."""
+    if not graph.integers:
+        return {}
+    rows = [node.row_tensors for node in (*graph.projections, graph.readout)]
+    numbers = ("threshold", "subtract")
+    neurons = [f"{node.name}.{number}" for node in graph.populations for number in numbers]
+    kinds = {".weight": "int8", ".bias": "int32"}
+    weighed = {name: kinds[name[name.rindex(".") :]] for names in rows for name in names}
+    return weighed | dict.fromkeys(neurons, "int32")
+
+
+def _integer_problems(graph: SpikingGraph, state: State) -> Iterator[str]:
+    """What no fixed-point network can hold (docs/fixed-point.md)."""
+    for name, dtype in integer_dtypes(graph).items():
+        if dtype == "int8" and (state[name] == -128).any():
+            yield f"{name} holds -128; weights are from -127 to 127"
+    for node in graph.populations:
+        high, least = dict(node.neuron.settings)["high"], int(node.neuron.fire == "ge")
+        for number, lowest in (("threshold", least), ("subtract", 0)):
+            values = state.get(f"{node.name}.{number}", np.full(1, least, np.int32))
+            if (values < lowest).any() or (values > high).any():
+                yield f"{node.name}.{number} is outside of {lowest} to {high:.0f}"
+        if not (state[f"{node.name}.unit"] > 0).all():
+            yield f"{node.name}.unit holds numbers that are not above 0"
 
 
 def _check_masks(model: Model, path: Path) -> None:
@@ -222,7 +255,7 @@ def load_weights(file: files.File) -> Weights:
         found = files.read_tensors(source)
     document = found.description()
     if document is not None:
-        found.document(FORMAT)
+        found.document(*MODEL_FORMATS)
     state = _under(WEIGHT, found.tensors) or dict(found.tensors)
     return with_whole_counts(Weights(found.path, state))
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from soul_deploy.base import Array, brief, errors
 from soul_deploy.base import pixel_rule as rules
-from soul_deploy.ir import Shape, SpikingGraph
+from soul_deploy.ir import IntegerInput, Shape, SpikingGraph
 from soul_deploy.nn.graph_module import ChannelMask, GraphModule, HardGate
 
 State: TypeAlias = Mapping[str, Array]
@@ -122,9 +122,13 @@ class Model:
         """What the numbers given to it mean."""
         norm = self.info.normalization
         mean, std = ((), ()) if norm is None else (norm.mean, norm.std)
-        return rules.InputRule(
+        rule = rules.InputRule(
             self.input_shape, self.graph.time_steps, mean, std, kind=self.info.input_kind
         )
+        given = self.graph.input
+        if not isinstance(given, IntegerInput):
+            return rule
+        return replace(rule, integers=rules.Integers(given.low, given.high, given.zero))
 
 
 def from_module(module: GraphModule, info: ModelInfo) -> Model:

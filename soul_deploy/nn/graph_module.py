@@ -95,6 +95,8 @@ class GraphModule(nn.Module):
         for node in graph.nodes:
             for path, module in operations.modules_of(node, graph):
                 self._place(path, module)
+        if graph.integers:
+            self.double().requires_grad_(False)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **named: Any) -> Any:
         """As PyTorch's; a checkpoint of SpikingJelly's LinearRecurrentContainer, whose one weight
@@ -149,7 +151,9 @@ class GraphModule(nn.Module):
         return ForwardRecord(spikes, values[self.graph.readout.name].tensor)
 
     def as_signal(self, x: Tensor) -> Signal:
-        """Check the input, as `shows_image` does."""
+        """Check the input, as `shows_image` does; integers of a fixed-point network in float64."""
+        if self.graph.integers:
+            x = x.double()
         require_floats(x)
         return Signal(x, shows_image(self.graph, x))
 
@@ -161,6 +165,8 @@ class GraphModule(nn.Module):
     ) -> dict[str, Signal]:
         """Outputs of the `wanted` nodes, given some outputs; only what they need runs."""
         wanted, values = list(wanted), dict(known)
+        if self.graph.integers:
+            values = {name: Signal(s.tensor.double(), s.static) for name, s in values.items()}
         needed = self.graph.needed(wanted, known)
         for node in self.graph.nodes:
             if node.name in needed:
@@ -265,8 +271,13 @@ class GraphModule(nn.Module):
             membranes = neuron.membranes(self.head_scores(spikes))
             return membranes if per_step else layers.membrane_scores(membranes, node.over_time)
         if per_step:
-            return self.head_scores(spikes)
-        return layers.class_scores(spikes, node.over_time, weigh)
+            scores = self.head_scores(spikes)
+        else:
+            scores = layers.class_scores(spikes, node.over_time, weigh)
+        if node.unit is None:
+            return scores
+        shape = self.graph.shapes[node.inputs[0]]
+        return scores.float() * node.multiplier(shape, 1 if per_step else len(spikes))
 
     def head_scores(self, spikes: Tensor) -> Tensor:
         """What the readout's head gives at each step, (T, B, classes), for what it reads, (T, B, C,
@@ -277,12 +288,24 @@ class GraphModule(nn.Module):
     def _weigh_counts(self, node: ir.Readout, counts: Tensor, steps: int) -> Tensor:
         """Scores (..., classes) of sums (..., C) over space and over `steps`."""
         scale = 1.0 / node.divisor(self.graph.shapes[node.inputs[0]], steps)
+        if node.unit is not None:
+            return self._weigh_integers(node, counts, steps)
         if not node.linear:
             return layers.vote_counts(counts, node.votes) * scale
         head = self.get_submodule(node.name)
         assert isinstance(head, nn.Linear)
         scores = counts @ head.weight.t() * scale
         times = reduction.biases(node.over_time, steps)
+        return scores if head.bias is None else scores + times * head.bias
+
+    def _weigh_integers(self, node: ir.Readout, counts: Tensor, steps: int) -> Tensor:
+        """Integer scores (..., classes); their multiplication comes last (`_read`)."""
+        if not node.linear:
+            return layers.vote_counts(counts, node.votes)
+        head = self.get_submodule(node.name)
+        assert isinstance(head, nn.Linear)
+        scores = counts @ head.weight.t()
+        times = reduction.together(node.weighing, steps)
         return scores if head.bias is None else scores + times * head.bias
 
 

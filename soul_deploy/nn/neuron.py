@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from soul_deploy.base.errors import UsageError
 from soul_deploy.ir import NeuronSpec
-from soul_deploy.nn import dynamics
+from soul_deploy.nn import dynamics, fixed
 from soul_deploy.nn.dynamics import Observer
 from soul_deploy.nn.surrogate import surrogate_gradient
 from soul_deploy.runtime import equations
@@ -40,7 +40,10 @@ class SpikingNeuron(nn.Module):
         shapes = spec.tensor_shapes("", () if shape is None else shape, time_steps)
         if spec.parallel:
             self._register_mixing(time_steps)
-        for name, kind in () if spec.parallel else spec.tensors:
+        if spec.integers:
+            for name, sides in shapes.items():
+                self.register_buffer(name.removeprefix("."), torch.zeros(sides))
+        for name, kind in () if spec.parallel or spec.integers else spec.tensors:
             if shape is None and kind in ("channel", "neuron", "step_channel"):
                 raise UsageError(f"{spec.family}: {name} per {kind}, but no shape is given")
             assert spec.dynamics is not None
@@ -81,6 +84,9 @@ class SpikingNeuron(nn.Module):
             return dynamics.simulate_parallel(
                 spec, held, current, steps, static=static, observe=observe
             )
+        if spec.integers:
+            numbers = dict(self.named_buffers())
+            return fixed.simulate(spec, numbers, current, steps, static=static, observe=observe)
         if spec.dynamics is not None:
             held = dict(self.named_parameters())
             return dynamics.simulate(

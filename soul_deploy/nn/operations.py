@@ -103,6 +103,14 @@ unweighed.refuse(
 unweighed.on(ir.Flatten)(lambda node, x: x.flatten(1))
 unweighed.on(ir.MaxPool)(lambda node, x: F.max_pool2d(x, node.kernel, node.stride, node.padding))
 unweighed.on(ir.AvgPool)(lambda node, x: F.avg_pool2d(x, node.kernel, node.stride, node.padding))
+
+
+@unweighed.on(ir.SumPool)
+def _sum_pool(node: ir.SumPool, x: Tensor) -> Tensor:
+    """Of sums that are whole, not of a mean that is multiplied again."""
+    return F.avg_pool2d(x, node.kernel, node.stride, divisor_override=1)
+
+
 unweighed.on(ir.AdaptiveAvgPool)(lambda node, x: F.adaptive_avg_pool2d(x, node.size))
 
 

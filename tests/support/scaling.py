@@ -19,6 +19,7 @@ from soul_deploy.export.onnx import nodes as onnx_nodes
 from soul_deploy.export.verify.event import stored_as
 from soul_deploy.ir import OPS, Edge, Node, Shape
 from soul_deploy.ir.neurons import ANALOG
+from soul_deploy.lowering.bounds import bound_of
 from soul_deploy.lowering.compose_currents import as_projection, compose_ahead
 from soul_deploy.lowering.deploy import counted_as
 from soul_deploy.lowering.fan_out import targets_of
@@ -27,6 +28,7 @@ from soul_deploy.lowering.liveness import can_hold, needed_inputs
 from soul_deploy.nn.graph_module import compute
 from soul_deploy.nn.operations import modules_of, unweighed
 from soul_deploy.prune.removal.planner import known_of
+from soul_deploy.quantize.structure import kept_as
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,8 @@ ENTRIES: tuple[tuple[OperationTable[Any], Callable[..., Any]], ...] = (
     (stored_as, lambda node: (None, ())),
     (onnx_nodes.append_onnx, _onnx),
     (nir_write.append_nir, _nir),
+    (bound_of, lambda node, lowered, found: None),
+    (kept_as, lambda node, graph: node),
 )
 
 

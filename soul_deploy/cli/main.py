@@ -46,6 +46,7 @@ COMMANDS = _found(
     {
         "demo": ("demo:demo", "Train, prune, remove, export and verify on real digits."),
         "train": ("train:train", "Train a spiking network."),
+        "quantize": ("quantize:quantize", "Make a fixed-point network: int8 weights, integers."),
         "verify": ("export:verify", "Prove that an exported file equals its model."),
         "energy": ("energy:energy", "Count operations exactly, estimate their energy."),
         "inspect": ("run:inspect", "Print what is in a file, of any kind that commands take."),

@@ -57,7 +57,7 @@ def _beside(numbers: Tensor | None, rank: int) -> Tensor | float:
 def deployed(spec: NeuronSpec, tensors: Mapping[str, Tensor]) -> equations.FixedEquation:
     """The neuron as deployed."""
     number = {name: int(value) for name, value in spec.settings}
-    held = {n: np.ascontiguousarray(t.numpy().astype(np.int32)) for n, t in tensors.items()}
+    held = {name: np.array(tensor.numpy(), np.int32) for name, tensor in tensors.items()}
     return equations.FixedEquation(
         number["multiplier"],
         number["shift"],

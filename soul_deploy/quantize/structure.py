@@ -158,6 +158,11 @@ class _Forming:
 
     def _readout(self) -> tuple[ir.Readout, RealWeights | None, float]:
         node = self.graph.readout
+        if node.neuron is not None:
+            raise errors.UnsupportedGraphError(
+                f"{node.name}: class scores that are membranes have no form in fixed point; read "
+                "spikes"
+            )
         operator, (source, between) = (
             self.lowered.readout,
             linear_operators.walk_back(self.graph, node.name),

@@ -13,7 +13,7 @@ from soul_deploy.cli import common_options as common
 from soul_deploy.cli import options, output, parsing
 from soul_deploy.cli.common_options import given, one_of, option_group, shared
 from soul_deploy.data import datasets
-from soul_deploy.data import given as samples
+from soul_deploy.data.samples import Data
 from soul_deploy.model.file import load, save
 from soul_deploy.model.model import Model
 from soul_deploy.quantize import network, units
@@ -114,7 +114,7 @@ def _config(
     )
 
 
-def _data(model: Model, judged: JudgedOptions) -> samples.Data:
+def _data(model: Model, judged: JudgedOptions) -> Data:
     """The data set that was asked for, or that the model was trained on."""
     name = judged.dataset_name or model.info.provenance.get("data")
     if not isinstance(name, str):

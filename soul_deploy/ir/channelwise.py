@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+from soul_deploy.base import brief
 from soul_deploy.base.errors import UsageError
 from soul_deploy.ir import neurons, node
 
@@ -96,6 +97,33 @@ class ChannelNorm(node.Node):
 
     def describe(self) -> str:
         return "of its own"
+
+
+@brief
+@dataclass(frozen=True)
+class Scatter(node.Node):
+    """Channels of a narrow branch put where they belong in a wide stream, zeros elsewhere.
+
+    index  the place of each input channel among `channels`; ascending
+    """
+
+    op: ClassVar[str] = "scatter"
+    scatters: ClassVar[bool] = True
+    channels: int
+    index: tuple[int, ...]
+
+    def output_shape(self, inputs: Sequence[node.Shape]) -> node.Shape:
+        (shape,) = inputs
+        inside = all(0 <= place < self.channels for place in self.index)
+        if shape[0] != len(self.index) or not inside or list(self.index) != sorted(set(self.index)):
+            raise UsageError(
+                f"{self.name}: {shape[0]} channels cannot go to places {self.index} of "
+                f"{self.channels}"
+            )
+        return (self.channels, *shape[1:])
+
+    def describe(self) -> str:
+        return f"{len(self.index)} of {self.channels} channels"
 
 
 MOST_PARTS = 1 << 16

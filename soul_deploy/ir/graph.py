@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 from soul_deploy.base import brief
 from soul_deploy.base.errors import FileFormatError, UnsupportedGraphError, UsageError
 from soul_deploy.ir import nodes
+from soul_deploy.ir.inputs import require_one_dtype
 from soul_deploy.ir.neurons import Edge, NeuronSpec
 from soul_deploy.ir.node import BatchNorm, Node, Shape
 from soul_deploy.ir.nodes import Input, Population, Projection, Readout
@@ -76,7 +77,7 @@ class SpikingGraph:
             raise UnsupportedGraphError("the last node must be the readout")
         if sum(isinstance(node, Input | Readout) for node in self.nodes) != 2:
             raise UnsupportedGraphError("a second input or readout")
-        _require_one_dtype(self)
+        require_one_dtype(self.nodes, integers=self.integers)
 
     def __reduce__(self) -> tuple[type["SpikingGraph"], tuple[tuple[Node, ...], int]]:
         """A copy is built from the nodes, as any graph: the views of it cannot be copied."""
@@ -249,18 +250,6 @@ class SpikingGraph:
             raise FileFormatError(f"its graph cannot be read ({str(error)[:200]})") from error
         except (UsageError, UnsupportedGraphError) as error:
             raise FileFormatError(f"its graph does not fit together: {error}") from error
-
-
-def _require_one_dtype(graph: SpikingGraph) -> None:
-    """Raise UnsupportedGraphError for a node of real numbers in a fixed-point network, and the
-    other way round."""
-    graph_integers = graph.integers
-    for node in graph.nodes[1:]:
-        if node.integers is not None and node.integers != graph_integers:
-            kinds = ("real numbers", "integers")[:: -1 if graph_integers else 1]
-            raise UnsupportedGraphError(
-                f"{node.name}: {node.op} with {kinds[1]} in a network of {kinds[0]}"
-            )
 
 
 def node_to_json(node: Node) -> dict[str, Any]:

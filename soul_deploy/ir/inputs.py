@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from soul_deploy.base.errors import UsageError
+from soul_deploy.base.errors import UnsupportedGraphError, UsageError
 from soul_deploy.ir import neurons, node
 
 
@@ -47,3 +47,14 @@ class IntegerInput(Input):
 
     def describe(self) -> str:
         return f"integers from {self.low} to {self.high}"
+
+
+def require_one_dtype(nodes: Sequence[node.Node], *, integers: bool) -> None:
+    """Raise UnsupportedGraphError for a node of real numbers in a fixed-point network, and the
+    other way round."""
+    for item in nodes[1:]:
+        if item.integers is not None and item.integers != integers:
+            own, others = ("real numbers", "integers")[:: -1 if item.integers else 1]
+            raise UnsupportedGraphError(
+                f"{item.name}: {item.op} with {own} in a network of {others}"
+            )

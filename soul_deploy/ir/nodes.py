@@ -10,9 +10,10 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from soul_deploy.base import brief, reduction
+from soul_deploy.base import reduction
 from soul_deploy.base.errors import UsageError
 from soul_deploy.ir import channelwise, feedback, neurons, node, pools
+from soul_deploy.ir.channelwise import Scatter as Scatter
 from soul_deploy.ir.described import described
 from soul_deploy.ir.inputs import Input as Input
 from soul_deploy.ir.inputs import IntegerInput as IntegerInput
@@ -256,33 +257,6 @@ class Merge(node.Node):
 
     def describe(self) -> str:
         return f"{self.function} of {len(self.inputs)} branches"
-
-
-@brief
-@dataclass(frozen=True)
-class Scatter(node.Node):
-    """Channels of a narrow branch put where they belong in a wide stream, zeros elsewhere.
-
-    index  the place of each input channel among `channels`; ascending
-    """
-
-    op: ClassVar[str] = "scatter"
-    scatters: ClassVar[bool] = True
-    channels: int
-    index: tuple[int, ...]
-
-    def output_shape(self, inputs: Sequence[node.Shape]) -> node.Shape:
-        (shape,) = inputs
-        inside = all(0 <= place < self.channels for place in self.index)
-        if shape[0] != len(self.index) or not inside or list(self.index) != sorted(set(self.index)):
-            raise UsageError(
-                f"{self.name}: {shape[0]} channels cannot go to places {self.index} of "
-                f"{self.channels}"
-            )
-        return (self.channels, *shape[1:])
-
-    def describe(self) -> str:
-        return f"{len(self.index)} of {self.channels} channels"
 
 
 @dataclass(frozen=True)

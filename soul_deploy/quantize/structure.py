@@ -93,6 +93,10 @@ class _Forming:
             if made is None:
                 self.aliases[node.name] = inputs[0]
                 continue
+            if node.feedback is not None:
+                raise errors.UnsupportedGraphError(
+                    f"{node.name}: neurons that read their own spikes have no form in fixed point"
+                )
             if node.projects:
                 made = self._projection(node, inputs)
             self.nodes.append(replace(made, inputs=inputs))

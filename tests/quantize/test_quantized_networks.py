@@ -246,7 +246,7 @@ def one_layer(weights: list[int], bias: int, least: int = 1) -> Model:
         ir.Population("sn", ("fc",), neuron),
         ir.Readout("vote", ("sn",), 1, False, False, unit=1.0),
     )
-    state = {
+    state: dict[str, Array] = {
         "fc.weight": np.array([weights], np.int8),
         "fc.bias": np.array([bias], np.int32),
         "sn.threshold": np.array(10, np.int32),

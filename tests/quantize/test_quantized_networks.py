@@ -112,12 +112,12 @@ def drawn_model(spec: chains.ChainSpec) -> tuple[Model, Array]:
     return replace(model, info=info), np.rint((values + 1) * 127.5).astype(np.uint8)
 
 
-@settings(max_examples=15)
+@settings(max_examples=10, deadline=None)
 @drawing(chains.chains(), st.sampled_from(units.SCALES), st.sampled_from(units.CLIPS))
 def test_random_networks_are_the_same_everywhere(
     spec: chains.ChainSpec, scale: units.Scale, clip: units.Clip
 ) -> None:
-    """PyTorch, the naive twin, ONNX Runtime and the event runtime; what has no form is named."""
+    """PyTorch, the naive twin and ONNX Runtime; what has no form is named."""
     model, given = drawn_model(spec)
     try:
         found = integers(model, units.UnitChoice(scale=scale, clip=clip))
@@ -132,12 +132,6 @@ def test_random_networks_are_the_same_everywhere(
     np.testing.assert_array_equal(scores, naive.scores)
     for node, sent in zip(found.graph.populations, spikes, strict=True):
         np.testing.assert_array_equal(sent, naive.spikes[node.name], node.name)
-    try:
-        events = Network(build_event_network(found))
-    except errors.UnsupportedGraphError as error:
-        assert "must follow" in str(error)
-        return
-    np.testing.assert_array_equal(events.run(given), naive.scores)
 
 
 @pytest.mark.parametrize("kind", ["onnx", "event"])

@@ -372,5 +372,5 @@ def _readout(lowered: deploy.Deployed) -> eventnet.ReadoutLayer:
         divisor=node.divisor(graph.shapes[node.inputs[0]], 1),
         over_time=node.over_time,
         neuron=lowered.membrane,
-        unit=node.unit,
+        unit=None if weight is None else node.unit,
     )

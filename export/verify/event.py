@@ -223,7 +223,8 @@ def _readout_problems(lowered: deploy.Deployed, stored: eventnet.ReadoutLayer) -
     yield from _differs("readout", (*theirs, stored.votes, stored.divisor), ours)
     yield from _differs("readout: over time", stored.over_time, node.over_time)
     yield from _differs("readout: neurons", stored.neuron, lowered.membrane)
-    yield from _differs("readout: unit", stored.unit, node.unit)
+    unit = None if op.weight is None else node.unit
+    yield from _differs("readout: unit", stored.unit, unit)
     weight = stored.weight
     if weight is not None and not stored.space:
         weight = _channel_major(weight, stored.in_shape)

@@ -130,7 +130,7 @@ def retensored(path: Path, name: str, array: np.ndarray | None) -> Path:
         ("weight:head.weight", np.ones((10, 9), np.float32), "has shape"),
         ("weight:head.weight", None, "lacks weights head.weight"),
         ("weight:tail.weight", np.ones(3, np.float32), "has unknown weights tail.weight"),
-        ("weight:head.weight", np.ones((10, 8), np.int16), "dtype I16"),
+        ("weight:head.weight", np.ones((10, 8), np.int16), "needs floating point"),
         ("weight:features.0.conv.1.running_var", -np.ones(64, np.float32), "negative variance"),
         ("channel_mask:features.0.sn", np.ones(63, bool), r"needs bool\(64,\)"),
         ("channel_mask:features.0.sn", np.ones(64, np.uint8), "is uint8"),

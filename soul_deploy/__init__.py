@@ -37,6 +37,7 @@ _NAMES = {
     "count": "analysis.measure:count",
     "create": "zoo.create:create",
     "errors": "base.errors",
+    "export_c": "export.c.write:export_c",
     "export_event": "export.event.build:export_event",
     "export_nir": "export.nir.write:export_nir",
     "export_onnx": "export.onnx.model:export_onnx",
@@ -71,6 +72,7 @@ if TYPE_CHECKING:
     from soul_deploy.deprecated import save_model as save_model
     from soul_deploy.deprecated import trace as trace
     from soul_deploy.equivalence.engines import compare as compare
+    from soul_deploy.export.c.write import export_c as export_c
     from soul_deploy.export.event.build import export_event as export_event
     from soul_deploy.export.nir.read import import_nir as import_nir
     from soul_deploy.export.nir.write import export_nir as export_nir

@@ -18,6 +18,7 @@ from soul_deploy.equivalence.verdict import Verdict, untested
 from soul_deploy.export.onnx.reader import read_onnx
 from soul_deploy.export.verify import onnx_static
 from soul_deploy.export.verify import verify as gates
+from soul_deploy.export.verify.c import CReport
 from soul_deploy.export.verify.verify import Kind, VerifyReport
 from soul_deploy.model.file import load
 from soul_deploy.model.model import Model
@@ -155,7 +156,7 @@ def input_flags(check_on: options.CheckOptions, recorded: object) -> list[object
     return ["--input", check_on.source, *resize, *folder]
 
 
-def inconclusive(report: VerifyReport, model: Path) -> str:
+def inconclusive(report: VerifyReport | CReport, model: Path) -> str:
     """Why a report without a difference proves nothing, and what to do."""
     return (
         f"{report.artifact} does not differ from {model} on {report.images}, but populations "

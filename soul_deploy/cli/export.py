@@ -1,4 +1,4 @@
-"""`soul-deploy export onnx`, `export event`, `export nir` and `verify`."""
+"""`soul-deploy export onnx`, `export event`, `export nir` and `verify`; C is in `export_c`."""
 
 import json
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ import click
 from torch import Tensor
 
 from soul_deploy.base import errors, files, memory, terminal
-from soul_deploy.cli import checking, options, output, parsing
+from soul_deploy.cli import checking, export_c, options, output, parsing
 from soul_deploy.cli import common_options as common
 from soul_deploy.cli.checking import Source, target_of, write_checked
 from soul_deploy.cli.common_options import FILE, Decorator, choice, given, one_of, option
@@ -225,14 +225,18 @@ def verify(
     check_on: CheckOptions,
     allow_silent: bool,
 ) -> None:
-    """Prove that ARTIFACT, an ONNX, event or NIR file, does what MODEL does.
+    """Prove that ARTIFACT, an ONNX, event or NIR file or a folder of C, does what MODEL does.
 
-    Three gates: stored structures, layer by layer, end to end. The structure of an ONNX file that
+    Three gates: stored structures, layer by layer, end to end. Of a folder of C, two: its bytes,
+    and every integer that it computes. The structure of an ONNX file that
     another tool has simplified or converted is not comparable: the other two decide. Exits with 1
     if one fails, and with 3, inconclusive, if none fails but a population of neurons never fired on
     the images: nothing is proven about it.
     """
     source = Source.load(model_path, time_step)
+    if artifact.is_dir():
+        export_c.verify_folder(source, artifact, check_on, allow_silent)
+        return
     kind = artifact_kind(artifact)
     images = checking.check_images(source.model, check_on)
     paths = (artifact, artifact)

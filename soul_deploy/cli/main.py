@@ -69,6 +69,7 @@ _EXPORT = {
     "onnx": ("export:onnx", "Write an ONNX file with all steps inside."),
     "event": ("export:event", "Write an event network, run without PyTorch."),
     "nir": ("export:nir", "Write a NIR graph for other toolkits and neuromorphic chips."),
+    "c": ("export_c:c", "Write a fixed-point network as C for microcontrollers."),
 }
 _IMPORT = {
     "nir": ("import_model:nir", "Read a NIR graph as a model file."),
@@ -81,7 +82,7 @@ _BENCH = {
 }
 GROUPS = {
     "prune": ("Decide what goes, then remove it.", _found(_PRUNE)),
-    "export": ("Write a model as ONNX, an event network or NIR, and check it.", _found(_EXPORT)),
+    "export": ("Write a model as ONNX, an event network, NIR or C, and check it.", _found(_EXPORT)),
     "import": ("Read a network that another tool wrote.", _found(_IMPORT)),
     "bench": ("Compare engines, or methods of pruning, side by side.", _found(_BENCH)),
 }

@@ -1,0 +1,1 @@
+"""From a fixed-point model to C99 for microcontrollers."""

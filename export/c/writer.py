@@ -1,0 +1,122 @@
+"""The function of one node being written: how it reads values, loops over events, makes lists."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from soul_deploy import ir
+from soul_deploy.base import Array
+from soul_deploy.export.c import program
+from soul_deploy.export.c.program import EVENTS, VALUES, Program, Value
+from soul_deploy.export.c.source import Lines, Table, c_type
+
+
+@dataclass
+class Writer(Lines):
+    """The function of one node being written, and the tables that it reads."""
+
+    program: Program = field(kw_only=True)
+    ident: str = field(kw_only=True)
+    tables: list[Table] = field(default_factory=list)
+
+    @property
+    def macro(self) -> str:
+        return self.program.prefix.upper()
+
+    def table(self, part: str, numbers: Array, bits: int | None = None, **how: bool) -> str:
+        """A constant table of this node; its name in C."""
+        name = f"{self.program.prefix}_{self.ident}_{part}"
+        flat = np.asarray(numbers).reshape(-1)
+        self.tables.append(Table(name, bits or program.numbers_bits(flat), flat, **how))
+        return name
+
+    def constant(self, part: str, numbers: Array, channel: str) -> str:
+        """A number that is one for all, or one for each channel, as an expression."""
+        flat = np.asarray(numbers).reshape(-1)
+        if (flat == flat[0]).all():
+            return str(int(flat[0]))
+        return f"{self.table(part, flat)}[{channel}]"
+
+    def pointer(self, name: str, key: str, *, constant: bool = False) -> None:
+        """Declare `name` for an array in the shared memory."""
+        memory = self.program.memory
+        bits = memory.bits[key]
+        kind = f"{'const ' if constant else ''}{c_type(bits)}"
+        self.add(f"{kind} *const {name} = s->shared{bits} + {memory.offsets[key]};")
+
+    def open_value(self, value: Value, name: str, *, constant: bool = True) -> None:
+        """Declare the arrays of a value, called after `name`."""
+        if value.form == "current":
+            self.pointer(name, value.ident, constant=constant)
+        elif value.form == "events":
+            self.pointer(f"{name}_list", f"{value.ident}.{EVENTS}", constant=constant)
+            if value.bits:
+                self.pointer(f"{name}_values", f"{value.ident}.{VALUES}", constant=constant)
+
+    def read(self, value: Value, name: str, n: str) -> str:
+        """An element of the input or of a current, as int32."""
+        if value.form == "input":
+            return f"s->input[{n}]"
+        return f"{self.program.prefix}_signed{value.bits}({name}[{n}])"
+
+    @contextmanager
+    def each_event(self, value: Value, name: str, number: int = 0) -> Iterator[str]:
+        """A loop over what is not 0; n is its place, the text yielded its value."""
+        if value.form == "events":
+            with self.block(f"for (uint32_t e = 0; e < s->count_{value.ident}; e++)"):
+                self.add(f"const int32_t n = (int32_t){name}_list[e];")
+                if value.bits:
+                    self.add(f"const int32_t x = (int32_t){name}_values[e];")
+                yield "x" if value.bits else "1"
+            return
+        with self.block(f"for (int32_t n = 0; n < {value.length}; n++)"):
+            self.add(f"const int32_t x = {self.read(value, name, 'n')};")
+            with self.block("if (x == 0)"):
+                self.add("continue;")
+            yield "x"
+
+    def place(self, value: Value) -> None:
+        """Declare channel, row and column of place n."""
+        channels, _, width = value.shape
+        self.add(
+            f"const int32_t channel = n % {channels};",
+            f"const int32_t row = n / {channels * width};",
+            f"const int32_t column = n / {channels} % {width};",
+        )
+
+    @contextmanager
+    def windows(
+        self, kernel: ir.Pair, stride: ir.Pair, padding: ir.Pair, dilation: ir.Pair, out: ir.Pair
+    ) -> Iterator[None]:
+        """Loops over the outputs (y, x_out) whose windows hold (row, column), at ky, kx."""
+        with self.block(f"for (int32_t ky = 0; ky < {kernel[0]}; ky++)"):
+            self._seen("row", "y", "ky", (stride[0], padding[0], dilation[0], out[0]))
+            with self.block(f"for (int32_t kx = 0; kx < {kernel[1]}; kx++)"):
+                self._seen("column", "z", "kx", (stride[1], padding[1], dilation[1], out[1]))
+                yield
+
+    def _seen(self, given: str, found: str, k: str, along: tuple[int, int, int, int]) -> None:
+        stride, padding, dilation, out = along
+        shift = k if dilation == 1 else f"{k} * {dilation}"
+        away = f"{given} + {padding} - {shift}" if padding else f"{given} - {shift}"
+        if stride == 1:
+            self.add(f"const int32_t {found} = {away};")
+            condition = f"{found} < 0 || {found} >= {out}"
+        else:
+            self.add(f"const int32_t {found}_far = {away}, {found} = {found}_far / {stride};")
+            condition = f"{found}_far < 0 || {found}_far % {stride} != 0 || {found} >= {out}"
+        with self.block(f"if ({condition})"):
+            self.add("continue;")
+
+    def put_event(self, value: Value, n: str, x: str) -> None:
+        """Append to the list `out`."""
+        self.add(f"out_list[count] = (uint{value.index_bits}_t)({n});")
+        if value.bits:
+            self.add(f"out_values[count] = (uint{value.bits}_t)({x});")
+        self.add("count++;")
+
+    def fill(self, array: str, length: int, number: str = "0") -> None:
+        with self.block(f"for (int32_t n = 0; n < {length}; n++)"):
+            self.add(f"{array}[n] = {number};")

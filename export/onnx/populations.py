@@ -190,7 +190,7 @@ def _attribute(population: str, name: str, value: Number) -> AttributeProto:
 def _constant(b: OnnxBuilder, population: str, constant: str, value: Number, step: int) -> str:
     """The tensor that holds a neurons' number at a step; stored at the first one."""
     name = onnx_neuron.constant_name(population, constant)
-    array = onnx_neuron.stored(value, b.graph.shapes[b.graph[population].inputs[0]])
+    array = onnx_neuron.stored(value, b.graph.neurons_shape(population))
     if not step:
         b.constant(name, array)
     if len(array) == 1:

@@ -65,8 +65,8 @@ def _of_membranes(
         shape = b.integers(f"{name}.step_shape", 1, -1, node.classes)
         each = [b.op("Reshape", [v, shape], f"{v}.of_step") for v in membranes]
         b.op("Concat", each, output, axis=0)
-    elif node.over_time == "last":
-        b.op("Identity", [membranes[-1]], output)
+    elif node.over_time == "last" or len(membranes) == 1:
+        b.op("Identity", [membranes[-1]], output)  # OpenVINO loses the name of a Max of one
     elif node.over_time == "max":
         b.op("Max", membranes, output)
     else:

@@ -267,8 +267,7 @@ def _array_problems(reference: Model, file: ModelProto, form: Interface) -> Iter
                 name = onnx_neuron.constant_name(population, constant)
                 number = numpy_helper.to_array(stored[name])
                 if isinstance(value, np.ndarray):
-                    shape = reference.graph.shapes[reference.graph[population].inputs[0]]
-                    wanted = onnx_neuron.stored(value, shape)
+                    wanted = onnx_neuron.stored(value, reference.graph.neurons_shape(population))
                     yield from event.array_problems(name, number, wanted)
                 elif number.tolist() != [float(np.float32(value))]:
                     yield f"{name} is {number.tolist()}, the graph says {value}"

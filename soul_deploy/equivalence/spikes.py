@@ -206,7 +206,7 @@ def _size(sent: Tensor) -> int:
 def _driven(reference: ReferenceModel, name: str, spikes: Tensor, keep: Tensor | None) -> Tensor:
     """Which channels of a population have neurons; the others fire a constant pattern."""
     channels = torch.arange(spikes.shape[2]) if keep is None else keep
-    return channels < reference.graph.shapes[reference.graph[name].inputs[0]][0]
+    return channels < reference.graph.neurons_shape(name)[0]
 
 
 @dataclass(frozen=True)

@@ -92,6 +92,12 @@ class SpikingGraph:
         found = {node.name: node for node in self.nodes}
         return MappingProxyType(found | {back.name: back for back in self.feedbacks.values()})
 
+    def neurons_shape(self, name: str) -> Shape:
+        """The shape of a population's neurons, without generated ones; or of the readout's own."""
+        if name == self.readout.neurons_name:
+            return self.shapes[self.readout.name]
+        return self.shapes[self[name].inputs[0]]
+
     @cached_property
     def consumers(self) -> Mapping[str, tuple[str, ...]]:
         """For each node, the names of the nodes that read it at the same step."""

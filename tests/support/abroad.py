@@ -15,7 +15,7 @@ from torch import Tensor
 
 from soul_deploy.base import Array
 from soul_deploy.equivalence.engines import Comparer, ExecutionRun, LayerRun
-from soul_deploy.equivalence.reference import ReferenceModel
+from soul_deploy.equivalence.reference import ReferenceModel, sent_of
 from soul_deploy.export.onnx.model import build_onnx, write_onnx
 from soul_deploy.export.onnx.nodes import spikes_name, value_name
 from soul_deploy.export.onnx.step import COUNTER_IN, COUNTER_OUT, build_step, states_of
@@ -77,8 +77,12 @@ class AllSteps:
     def run(self, images: Tensor) -> ExecutionRun:
         found = self.loaded({self.graph.input.name: images.contiguous().numpy()})
         names = [node.name for node in self.graph.populations if spikes_name(node.name) in found]
-        spikes = {name: torch.from_numpy(found[spikes_name(name)] != 0) for name in names}
+        spikes = {name: self._sent(name, found[spikes_name(name)]) for name in names}
         return ExecutionRun(spikes, torch.from_numpy(found["logits"]))
+
+    def _sent(self, name: str, values: Array) -> Tensor:
+        """As executions give it: bool of spikes, else numbers."""
+        return sent_of(self.graph, name, torch.from_numpy(np.array(values)))
 
     def run_layer(self, layer: str, values: Any) -> LayerRun:
         raise NotImplementedError
@@ -96,9 +100,9 @@ class StepByStep(AllSteps):
         scores = torch.from_numpy(np.stack([found["logits"] for found in steps])).double()
         values = {p.name: value_name(self.graph, p.name, "step") for p in self.graph.populations}
         spikes = {
-            name: torch.from_numpy(np.stack([found[value] != 0 for found in steps]))
+            name: self._sent(name, np.stack([found[value] for found in steps]))
             for name, value in values.items()
-            if value in steps[0]
+            if set(values.values()) <= set(steps[0])  # those with feedbacks are states too
         }
         return ExecutionRun(spikes, over_steps(scores, self.graph.readout.over_time).float())
 

@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import click
@@ -30,6 +30,8 @@ from soul_deploy.model.model import Model, ModelInfo, from_module
 from soul_deploy.nn import layers
 from soul_deploy.nn.graph_module import GraphModule
 from soul_deploy.nn.neuron import SpikingNeuron
+from soul_deploy.quantize.network import integer_network, make_plan
+from soul_deploy.quantize.units import UnitChoice
 from soul_deploy.zoo.create import create
 
 CHILD = SUPPORT / "printing_child.py"
@@ -39,7 +41,7 @@ ENCODINGS = {
     "cp1252": {"PYTHONIOENCODING": "cp1252"},
     "ascii": {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
 }
-NET = "net é.safetensors"
+NET, INTEGERS = "net é.safetensors", "integers.safetensors"
 SHORT = ("--threads", 1, "--epochs", 1)
 SMALL = ("--model", "somenets:make", "-T", 2, *SHORT)
 DATA = ("--dataset_name", "mnist", "--model_dir", "out")
@@ -62,6 +64,8 @@ WORDS: dict[tuple[str, ...], tuple[tuple[object, ...], str | None]] = {
     ("export", "onnx"): ((NET, "-o", "out/x", *CHECK), "out/x"),
     ("export", "event"): ((NET, "-o", "out/x", *CHECK), "out/x"),
     ("export", "nir"): ((NET, "-o", "out/x", *CHECK), "out/x"),
+    ("export", "c"): ((INTEGERS, "-o", "out/x", *CHECK, "--input", "random"), "out/x"),
+    ("quantize",): ((NET, "-o", "out/x", *CHECK, *DATA[:2]), "out/x"),
     ("import", "nir"): (("net.nir", "-o", "out/x"), "out/x"),
     ("import", "torch"): (("somenets:make", *SHAPE, "-o", "out/x"), "out/x"),
     ("import", "zoo"): (
@@ -131,6 +135,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     folder = tmp_path_factory.mktemp("made")
     model = small_model()
     save(model, folder / NET)
+    integers = integer_network(make_plan(model, UnitChoice()))
+    save(replace(integers, info=model.info), folder / INTEGERS)
     export_event(model, folder / "net.event", source_sha256=file_sha256(folder / NET))
     export_nir(model, folder / "net.nir")
     network = create("spikingvgg5", input_shape=(1, 32, 32), classes=10, hidden=2).module()

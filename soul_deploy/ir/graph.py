@@ -94,9 +94,8 @@ class SpikingGraph:
 
     def neurons_shape(self, name: str) -> Shape:
         """The shape of a population's neurons, without generated ones; or of the readout's own."""
-        if name == self.readout.neurons_name:
-            return self.shapes[self.readout.name]
-        return self.shapes[self[name].inputs[0]]
+        own = name == self.readout.neurons_name
+        return self.shapes[self.readout.name if own else self[name].inputs[0]]
 
     @cached_property
     def consumers(self) -> Mapping[str, tuple[str, ...]]:

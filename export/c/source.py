@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from soul_deploy.base import Array
+from soul_deploy.base import Array, brief
 
 INDENT = "    "
 PER_LINE = 96
@@ -32,6 +32,7 @@ class Lines:
         return "\n".join(self.lines) + "\n"
 
 
+@brief
 @dataclass(frozen=True)
 class Table:
     """Constant numbers; bits: of each, negative where they have a sign. counting: they are only

@@ -42,6 +42,7 @@ class RealForm:
     scale: float
 
 
+@brief
 @dataclass(frozen=True)
 class InputUnits:
     """What an integer x of the input's channel stands for: x · unit + rest, both (C,)."""

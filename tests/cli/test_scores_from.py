@@ -48,9 +48,9 @@ pytest.importorskip("snntorch", reason="the network of this test is snnTorch's")
 @pytest.fixture(autouse=True)
 def own_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "theirs.py").write_text(SOURCE)
+    (tmp_path / "scored_nets.py").write_text(SOURCE)
     yield
-    sys.modules.pop("theirs", None)
+    sys.modules.pop("scored_nets", None)
 
 
 def call(*words: object) -> Result:
@@ -60,14 +60,14 @@ def call(*words: object) -> Result:
 @pytest.mark.parametrize("scores_from", ["mem", None, "1"])
 def test_what_is_said_goes_all_the_way(scores_from: str | None) -> None:
     said = [] if scores_from is None else ["--scores_from", scores_from]
-    result = call("import", "torch", "theirs:Net", *FLAGS, "--over_time", "max", *said)
+    result = call("import", "torch", "scored_nets:Net", *FLAGS, "--over_time", "max", *said)
     if scores_from == "1":
         assert result.exit_code == 2
         assert "output 1 given; the network's forward returns 'spk', 'mem'" in result.output
         return
     assert result.exit_code == 0, result.output
     model = soul_deploy.load("Net.safetensors")
-    network = sys.modules["theirs"].Net(3, 4)
+    network = sys.modules["scored_nets"].Net(3, 4)
     x = 2 * torch.randn(5, 1, 4, 4, generator=torch.Generator().manual_seed(6))
     with torch.no_grad():
         own = network(x)[scores_from or "spk"].amax(0)

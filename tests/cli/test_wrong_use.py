@@ -33,7 +33,6 @@ READERS = (
     "inspect FOLDER",
     "run FOLDER FOLDER",
     "verify FOLDER EVENT",
-    "verify MODEL FOLDER --input random",
     "energy FOLDER",
     "export onnx FOLDER",
     "export event FOLDER",

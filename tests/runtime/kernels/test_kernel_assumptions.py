@@ -91,6 +91,7 @@ FAMILIES = {
     "mask_out": [COMPACTED],
     "max_pool": [POOL, GEOMETRY],
     "max_of_fours": [POOL, GEOMETRY],
+    "pool_words": [POOL, GEOMETRY],
     "sum_spikes": [READOUT],
     "score": [READOUT],
     "keep_largest": [READOUT],

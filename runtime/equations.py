@@ -146,6 +146,21 @@ CHARGE: dict[ChargeForm, Callable[[Value, Value, Value, Value, Value], Value]] =
     "leak_subtract_divide": charge_leak_subtract_divide,
     "leak_subtract_multiply": charge_leak_subtract_multiply,
 }
+LEAK_AND_GAIN: dict[ChargeForm, Callable[[float], tuple[float, float]]] = {
+    "integrate": lambda a: (1.0, 1.0),
+    "soul_lif_decay": lambda a: (1 - 1 / a, 1 / a),
+    "soul_lif": lambda a: (1 - 1 / a, 1.0),
+    "decay_divide": lambda a: (1 - 1 / a, 1 / a),
+    "decay_multiply": lambda a: (1 - a, a),
+    "leak_multiply": lambda a: (a, 1.0),
+    "leak_multiply_late": lambda a: (a, 1.0),
+    "leak_subtract_divide": lambda a: (1 - 1 / a, 1.0),
+    "leak_subtract_multiply": lambda a: (1 - a, 1.0),
+}
+"""Every form is on paper u' = leak · u + gain · x, with u the membrane above its resting value: of
+each with its constant, what both are multiplied by."""
+MOST_SHIFT = 15
+"""The largest k of a fixed-point leak m / 2^k."""
 FIRE: dict[FireRule, Callable[[Value, Value], Value]] = {"gt": fire_gt, "ge": fire_ge}
 
 
@@ -334,3 +349,16 @@ class FixedEquation(Equation):
         if self.reset == "hard":
             return spike, np.int32(h * ~spike)
         return spike, np.int32(h - spike * subtract) if self.reset == "soft" else h
+
+
+def leak_numbers(leak: float, bits: int) -> tuple[int, int]:
+    """m and k of the leak m / 2^k, for membranes from -2^bits to 2^bits - 1.
+
+    k is the smallest for which the leak is exact, else the largest that is allowed.
+    """
+    most = min(MOST_SHIFT, 30 - bits)
+    for k in range(most + 1):
+        scaled = leak * 2.0**k
+        if scaled == int(scaled):
+            return int(scaled), k
+    return min(round(leak * 2.0**most), (1 << most) - 1), most

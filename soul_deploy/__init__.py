@@ -22,7 +22,7 @@ _NAMES = {
     "Objective": "training.objective:Objective",
     "PruneResult": "prune.result:PruneResult",
     "PruneSchedule": "prune.structured.config:PruneSchedule",
-    "QuantizeConfig": "quantize.quantize:QuantizeConfig",
+    "QuantizeConfig": "quantization.quantize:QuantizeConfig",
     "ScaConfig": "prune.structured.config:ScaConfig",
     "SearchConfig": "prune.unstructured.config:SearchConfig",
     "SpikingGraph": "ir.graph:SpikingGraph",
@@ -53,7 +53,7 @@ _NAMES = {
     "prune_curve": "prune.curve:prune_curve",
     "prune_structured": "prune.structured.pipeline:prune_structured",
     "prune_unstructured": "prune.unstructured.pipeline:prune_unstructured",
-    "quantize": "quantize.quantize:quantize",
+    "quantize": "quantization.quantize:quantize",
     "remove": "prune.removal.apply:remove",
     "save": "model.file:save",
     "train": "training.train:train",
@@ -102,8 +102,8 @@ if TYPE_CHECKING:
     from soul_deploy.prune.unstructured.config import SearchConfig as SearchConfig
     from soul_deploy.prune.unstructured.pipeline import plan_unstructured as plan_unstructured
     from soul_deploy.prune.unstructured.pipeline import prune_unstructured as prune_unstructured
-    from soul_deploy.quantize.quantize import QuantizeConfig as QuantizeConfig
-    from soul_deploy.quantize.quantize import quantize as quantize
+    from soul_deploy.quantization.quantize import QuantizeConfig as QuantizeConfig
+    from soul_deploy.quantization.quantize import quantize as quantize
     from soul_deploy.runtime.bench.runner import BenchConfig as BenchConfig
     from soul_deploy.runtime.bench.runner import bench as bench
     from soul_deploy.runtime.engine import network as _network

@@ -24,7 +24,13 @@ from soul_deploy.export.nir.package import DEFAULT_DT
 from soul_deploy.ir import NeuronSpec
 from soul_deploy.runtime.dynamics.equation import DynamicsEquation
 from soul_deploy.runtime.dynamics.parallel import ParallelEquation
-from soul_deploy.runtime.equations import ChargeForm, Equation, FireRule, NeuronEquation
+from soul_deploy.runtime.equations import (
+    ChargeForm,
+    Equation,
+    FireRule,
+    FixedEquation,
+    NeuronEquation,
+)
 
 TOLERANCE = 1e-6  # relative; other tools write float32
 ResetRule = Literal["zero", "subtract", "subtract_at_once"]
@@ -66,6 +72,14 @@ def _no_family(equation: DynamicsEquation, name: str, dt: float) -> NirNeuron:
     raise UnsupportedGraphError(
         f"{name}: a neuron of family {equation.family}; NIR has no node for it. Export event or "
         "onnx, or train with LIF, PLIF or IF"
+    )
+
+
+@to_nir.on(FixedEquation)
+def _no_integers(equation: FixedEquation, name: str, dt: float) -> NirNeuron:
+    raise UnsupportedGraphError(
+        f"{name}: a fixed-point neuron; NIR has real numbers only. Export the network that it was "
+        "made of, or event, onnx or c"
     )
 
 

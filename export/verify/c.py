@@ -59,7 +59,8 @@ class PopulationCheck:
 @brief
 @dataclass(frozen=True, kw_only=True)
 class CReport(tables.Shown):
-    """What was found. problems: of the files. stopped: what ended the run, or why there was none.
+    """What was found. problems: of the files; None: a program that is not written yet. stopped:
+    what ended the run, or why there was none.
 
     samples: how many were run; differing_scores: integers; differing_synops: batches whose counts
     differ.
@@ -68,7 +69,7 @@ class CReport(tables.Shown):
     artifact: str
     time_steps: int
     images: str
-    problems: tuple[str, ...]
+    problems: tuple[str, ...] | None
     populations: tuple[PopulationCheck, ...] = ()
     samples: int = 0
     differing_scores: int = 0
@@ -93,8 +94,10 @@ class CReport(tables.Shown):
         return verdict_of(self.agree, self.samples, self.silent, allow_silent=self.allow_silent)
 
     def parts(self) -> list[tables.Table | str]:
-        lines = [f"1 files: {passed_text(not self.problems)}", *first_lines(self.problems)]
-        if not self.problems:
+        lines: list[str] = []
+        if self.problems is not None:
+            lines = [f"1 files: {passed_text(not self.problems)}", *first_lines(self.problems)]
+        if self.problems == ():
             lines = [f"{lines[0]}, written anew from the model they are the same bytes"]
         if self.no_compiler:
             lines.append(f"2 run: not run, {NO_COMPILER}")
@@ -111,7 +114,8 @@ class CReport(tables.Shown):
 
     def _verdict(self) -> str:
         if self.no_compiler and not self.problems:
-            return "Verified: inconclusive, the files alone were compared"
+            compared = "nothing was" if self.problems is None else "the files alone were"
+            return f"Verified: inconclusive, {compared} compared"
         return f"Verified: {verdict_text(self.verdict, self.silent)}"
 
     def _table(self) -> list[tables.Table]:
@@ -131,7 +135,7 @@ class CReport(tables.Shown):
             "kind": "c",
             "time_steps": self.time_steps,
             "images": self.images,
-            "problems": list(self.problems),
+            "problems": None if self.problems is None else list(self.problems),
             "stopped": self.stopped,
             "no_compiler": self.no_compiler,
             "samples": self.samples,

@@ -4,7 +4,6 @@ The rule is that of docs/fixed-point.md, with a unit for each output channel, th
 weights becomes 127. No data are looked at, and no accuracy is told.
 """
 
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ import numpy as np
 from soul_deploy.base import Array, errors
 from soul_deploy.base.pixel_rule import Integers
 from soul_deploy.runtime.bench.engines import EventEngine
-from soul_deploy.runtime.equations import FixedEquation, NeuronEquation
+from soul_deploy.runtime.equations import LEAK_AND_GAIN, FixedEquation, NeuronEquation, leak_numbers
 from soul_deploy.runtime.format import bounds
 from soul_deploy.runtime.format import network as net
 from soul_deploy.runtime.format.file import load_event_network
@@ -24,9 +23,6 @@ MOST = 127
 
 PER_UNIT, REACH = 50, 255
 """Integers of an input of 1, and the largest that is given: beyond 5 deviations of normal noise."""
-
-SHIFT = 15
-"""Of a leak that no smaller power of two holds."""
 
 
 def fixed_network(network: net.EventNetwork) -> net.EventNetwork:
@@ -52,9 +48,9 @@ def fixed_network(network: net.EventNetwork) -> net.EventNetwork:
 
 def _fixed_layer(layer: net.SpikingLayer, edge: net.Edge) -> net.SpikingLayer:
     neuron, synapses = layer.neuron, layer.synapses
-    if not isinstance(neuron, NeuronEquation):
+    if not isinstance(neuron, NeuronEquation) or neuron.charge == "leak_multiply_late":
         raise errors.UsageError(f"{layer.name}: its neurons have no form in fixed point")
-    gain, leak = _gain_and_leak(neuron)
+    leak, gain = LEAK_AND_GAIN[neuron.charge](neuron.constant)
     channels, rows = layer.current_shape[0], synapses.rows
     target = _targets(synapses) % channels
     weight = rows.weight.astype(np.float64) * (gain / (PER_UNIT if edge[0] == "analog" else 1))
@@ -71,9 +67,8 @@ def _fixed_layer(layer: net.SpikingLayer, edge: net.Edge) -> net.SpikingLayer:
     span = (neuron.v_threshold - neuron.rest) / unit
     level = np.floor(span) if neuron.fire == "gt" else np.ceil(span)
     level = np.clip(level, 1, (1 << 29) - 1).astype(np.int32)
-    bits = 15 if max(bound, int(level.max())) < 1 << 14 else 29 - SHIFT
-    bits = max(bits, int(max(bound, int(level.max()))).bit_length() + 1, 15)
-    multiplier, shift = _quotient(leak)
+    bits = min(29, max(15, max(bound, int(level.max())).bit_length() + 1))
+    multiplier, shift = leak_numbers(leak, bits)
     made_neuron = FixedEquation(
         multiplier, shift, -(1 << bits), (1 << bits) - 1, level, level.copy(), neuron.fire,
         "soft" if neuron.v_reset is None else "hard",
@@ -83,30 +78,6 @@ def _fixed_layer(layer: net.SpikingLayer, edge: net.Edge) -> net.SpikingLayer:
         layer, edge=kind, bound=most, synapses=made, neuron=made_neuron, grid=None,
         accumulator=bounds.accumulator_for(bound), alternatives=(),
     )  # fmt: skip
-
-
-def _gain_and_leak(neuron: NeuronEquation) -> tuple[float, float]:
-    """What a current is multiplied by, and a membrane from step to step."""
-    a = neuron.constant
-    known: Mapping[str, tuple[float, float]] = {
-        "integrate": (1.0, 1.0),
-        "soul_lif_decay": (1 / a, 1 - 1 / a),
-        "decay_divide": (1 / a, 1 - 1 / a),
-        "decay_multiply": (a, 1 - a),
-        "soul_lif": (1.0, 1 - 1 / a),
-        "leak_subtract_divide": (1.0, 1 - 1 / a),
-        "leak_subtract_multiply": (1.0, 1 - a),
-        "leak_multiply": (1.0, a),
-    }
-    if neuron.charge not in known:
-        raise errors.UsageError(f"neurons {neuron.charge} have no form in fixed point here")
-    return known[neuron.charge]
-
-
-def _quotient(leak: float) -> tuple[int, int]:
-    """The closest m / 2^k: of the least k that is exact, or SHIFT."""
-    shift = next((k for k in range(SHIFT) if leak * 2**k == round(leak * 2**k)), SHIFT)
-    return round(leak * 2**shift), shift
 
 
 def _targets(synapses: net.Synapses) -> Array:

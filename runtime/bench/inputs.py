@@ -168,6 +168,7 @@ def _facts(source: OpenFile, kind: str) -> NetworkFacts:
         return _onnx_facts(path)
     if kind == "event":
         network = import_module("soul_deploy.runtime.format.file").load_event_network(source)
+        _refuse_integers(path, network.integers is not None)
         norm = network.normalization
         stored = None if norm is None else {"mean": norm.mean, "std": norm.std}
         return NetworkFacts(
@@ -179,6 +180,7 @@ def _facts(source: OpenFile, kind: str) -> NetworkFacts:
     document = read_tensors(source).document(*file_kinds.MODEL_FORMATS)
     graph_class = lazy.load_object("soul_deploy.ir.graph:SpikingGraph", "reading a model file")
     graph, info = graph_class.from_json(document["graph"]), document["info"]
+    _refuse_integers(path, graph.integers)
     data = info["provenance"].get("data")
     return NetworkFacts(
         *(path, graph.time_steps, graph.input.shape, info["normalization"]),
@@ -186,6 +188,15 @@ def _facts(source: OpenFile, kind: str) -> NetworkFacts:
         input_kind=_kind_of(path, info.get("input_kind", pixel_rule.KIND_OF_OLD_FILES)),
         data=data if isinstance(data, str) else None,
     )
+
+
+def _refuse_integers(path: Path, integers: bool) -> None:
+    """Raise UsageError for a fixed-point network."""
+    if integers:
+        raise errors.UsageError(
+            f"{path}: a fixed-point network, and all engines are given the same real numbers; give "
+            "the network that it was made of, with --engines event,event-int8"
+        )
 
 
 def _kind_of(path: Path, stored: object) -> pixel_rule.InputKind:

@@ -14,6 +14,7 @@ from soul_deploy.runtime.equations import (
     CHARGE,
     FIRE,
     FIXED_RESETS,
+    MOST_SHIFT,
     Equation,
     FixedEquation,
     NeuronEquation,
@@ -31,7 +32,6 @@ MAX_KERNEL_REACH = 1 << 20
 MAX_GRADED = 255  # events carry their value in one byte
 
 MAX_SIGNED = 127  # the same with a sign
-MAX_SHIFT = 15  # of a fixed-point leak
 MAX_MEMBRANE = 1 << 29  # of a fixed-point membrane
 
 EdgeKind = Literal["spike", "graded", "signed", "analog"]
@@ -143,8 +143,8 @@ def _fixed(neuron: FixedEquation, name: str) -> None:
     known = ", ".join(FIXED_RESETS)
     errors.require(n.reset in FIXED_RESETS, f"{name}: reset {n.reset!r}; known: {known}")
     errors.require(
-        0 <= n.shift <= MAX_SHIFT and 0 <= n.multiplier <= 1 << n.shift,
-        f"{name}: a leak of {n.multiplier} / 2^{n.shift}; the shift is 0 to {MAX_SHIFT}, the "
+        0 <= n.shift <= MOST_SHIFT and 0 <= n.multiplier <= 1 << n.shift,
+        f"{name}: a leak of {n.multiplier} / 2^{n.shift}; the shift is 0 to {MOST_SHIFT}, the "
         "quotient from 0 to 1",
     )
     errors.require(

@@ -111,6 +111,7 @@ def count(
         compat=compat,
         footprint=sum(array.nbytes for array in model.state.values()),
         artifact_bytes=measured.artifact_bytes,
+        integers=bool(model.graph.integers),
         ops=tuple(estimates.ops_energy(activities, name, energy.terms) for name in energy.presets),
         memory=tuple(estimates.memory_energy(activities, arrays, name) for name in energy.memories),
     )

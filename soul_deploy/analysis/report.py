@@ -29,6 +29,10 @@ CONVENTIONS = {
     "bn": "folded",
     "avgpool": "fused",
 }
+INTEGERS_LINE = (
+    "A fixed-point network: of these ops45 int8 is nearest, though its additions are of 8 bits and "
+    "currents are summed in 16 or 32; memory is counted as if each number took 32 bits"
+)
 CONVENTIONS_LINE = (
     "SynOps: valid targets, nonzero deployed weights, live neurons, multiplicity-weighted, first "
     "analog layer excluded (MACs listed, once per image), summed over T"
@@ -102,6 +106,7 @@ class OpsReport(Shown):
     compat: other_tools.CompatCounts
     footprint: int
     artifact_bytes: int
+    integers: bool
     ops: tuple[energy.OpsEnergy, ...]
     memory: tuple[energy.MemoryEnergy, ...]
 
@@ -140,6 +145,7 @@ class OpsReport(Shown):
             Table(title, LAYER_COLUMNS, [*rows, _total_row(self)]),
             *_facts(self),
             Table("Energy, estimated", ["model", "per inference", "constants"], [*ops, *memory]),
+            *([INTEGERS_LINE] if self.integers else []),
             *([_placement(self)] if self.memory else []),
             Table("By other tools' rules", ["rule", "per inference"], _compat(self)),
             CONVENTIONS_LINE,
@@ -152,7 +158,7 @@ class OpsReport(Shown):
             "artifact": {
                 "path": self.path,
                 "sha256": self.sha256,
-                "weights_dtype": "float32",
+                "weights_dtype": "int8" if self.integers else "float32",
                 "graph_stage": self.stage,
             },
             "original": self.original,

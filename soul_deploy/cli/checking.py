@@ -18,7 +18,7 @@ from soul_deploy.equivalence.verdict import Verdict, untested
 from soul_deploy.export.onnx.reader import read_onnx
 from soul_deploy.export.verify import onnx_static
 from soul_deploy.export.verify import verify as gates
-from soul_deploy.export.verify.c import CReport
+from soul_deploy.export.verify.c import NO_COMPILER, CReport
 from soul_deploy.export.verify.verify import Kind, VerifyReport
 from soul_deploy.model.file import load
 from soul_deploy.model.model import Model
@@ -156,8 +156,26 @@ def input_flags(check_on: options.CheckOptions, recorded: object) -> list[object
     return ["--input", check_on.source, *resize, *folder]
 
 
+def conclude(
+    report: VerifyReport | CReport, artifact: Path, model: Path, check_on: options.CheckOptions
+) -> None:
+    """Print the report of `verify`; raise VerificationError or InconclusiveError by its verdict."""
+    if check_on.output_format == "json":
+        terminal.show(json.dumps(report.to_dict(), indent=2))
+    else:
+        terminal.show(drawn(report))
+    if report.verdict is Verdict.FAILED:
+        raise errors.VerificationError(f"{artifact} is not what {model} says; see the report")
+    if report.verdict is Verdict.INCONCLUSIVE:
+        why = inconclusive(report, model)
+        more = "; where they cannot fire, give --allow_silent" if report.silent else ""
+        raise errors.InconclusiveError(f"{why}{more}")
+
+
 def inconclusive(report: VerifyReport | CReport, model: Path) -> str:
     """Why a report without a difference proves nothing, and what to do."""
+    if isinstance(report, CReport) and report.no_compiler:
+        return NO_COMPILER
     return (
         f"{report.artifact} does not differ from {model} on {report.images}, but populations "
         f"{untested(report.silent)}. Verify on images on which they fire (--input, --dataset_name, "

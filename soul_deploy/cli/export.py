@@ -1,6 +1,5 @@
 """`soul-deploy export onnx`, `export event`, `export nir` and `verify`; C is in `export_c`."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,13 +7,12 @@ from typing import Any
 import click
 from torch import Tensor
 
-from soul_deploy.base import errors, files, memory, terminal
-from soul_deploy.cli import checking, export_c, options, output, parsing
+from soul_deploy.base import errors, files, memory
+from soul_deploy.cli import checking, export_c, options, parsing
 from soul_deploy.cli import common_options as common
 from soul_deploy.cli.checking import Source, target_of, write_checked
 from soul_deploy.cli.common_options import FILE, Decorator, choice, given, one_of, option
 from soul_deploy.cli.options import CheckOptions, export_options
-from soul_deploy.equivalence.verdict import Verdict
 from soul_deploy.export.event import build, storage_format
 from soul_deploy.export.nir import package
 from soul_deploy.export.nir.write import export_nir
@@ -242,12 +240,4 @@ def verify(
     paths = (artifact, artifact)
     with compiling_announced():
         report = checking.check_file(kind, source, paths, images, check_on, allow_silent)
-    if check_on.output_format == "json":
-        terminal.show(json.dumps(report.to_dict(), indent=2))
-    else:
-        terminal.show(output.drawn(report))
-    if report.verdict is Verdict.FAILED:
-        raise errors.VerificationError(f"{artifact} is not what {model_path} says; see the report")
-    if report.verdict is Verdict.INCONCLUSIVE:
-        why = checking.inconclusive(report, model_path)
-        raise errors.InconclusiveError(f"{why}; where they cannot fire, give --allow_silent")
+    checking.conclude(report, artifact, model_path, check_on)

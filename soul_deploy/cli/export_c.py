@@ -91,7 +91,7 @@ def _checked(
 ) -> CReport:  # fmt: skip
     """Raises VerificationError for a program that does something else; nothing is written then."""
     report = CReport(
-        artifact=name, time_steps=source.model.graph.time_steps, images=described, problems=()
+        artifact=name, time_steps=source.model.graph.time_steps, images=described, problems=None
     )
     axis = 0 if shows_image(source.model.graph, images) else 1
     report = c_check.run_checked(report, found, images, axis, check_on.batch)
@@ -99,12 +99,10 @@ def _checked(
         terminal.show(output.drawn(report), err=True)
         raise errors.VerificationError(f"the C program is not what {source.path} says; not written")
     if report.verdict is Verdict.INCONCLUSIVE:
-        terminal.say(f"Inconclusive, but kept: {_why(report, source.path)}", err=True)
+        terminal.say(
+            f"Inconclusive, but kept: {checking.inconclusive(report, source.path)}", err=True
+        )
     return report
-
-
-def _why(report: CReport, model: Path) -> str:
-    return c_check.NO_COMPILER if report.no_compiler else checking.inconclusive(report, model)
 
 
 def _tell(
@@ -160,11 +158,4 @@ def verify_folder(source: Source, folder: Path, check_on: CheckOptions, allow_si
     progress.status(f"verifying {folder} on {described}")
     told: Any = {"described": described, "name": str(folder), "batch": check_on.batch}
     report = c_check.verify_c(source.model, folder, images, allow_silent=allow_silent, **told)
-    if check_on.output_format == "json":
-        terminal.show(json.dumps(report.to_dict(), indent=2))
-    else:
-        terminal.show(output.drawn(report))
-    if report.verdict is Verdict.FAILED:
-        raise errors.VerificationError(f"{folder} is not what {source.path} says; see the report")
-    if report.verdict is Verdict.INCONCLUSIVE:
-        raise errors.InconclusiveError(_why(report, source.path))
+    checking.conclude(report, folder, source.path, check_on)

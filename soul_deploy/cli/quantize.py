@@ -16,8 +16,8 @@ from soul_deploy.data import datasets
 from soul_deploy.data.samples import Data
 from soul_deploy.model.file import load, save
 from soul_deploy.model.model import Model
-from soul_deploy.quantize import network, units
-from soul_deploy.quantize import quantize as integers
+from soul_deploy.quantization import network, units
+from soul_deploy.quantization import quantize as integers
 from soul_deploy.training.messages import note
 
 

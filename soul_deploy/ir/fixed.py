@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from soul_deploy.runtime.dynamics.form import Granularity
-from soul_deploy.runtime.equations import FIXED_RESETS
+from soul_deploy.runtime.equations import FIXED_RESETS, MOST_SHIFT
 
 FIXED = "fixed"
 RESETS = FIXED_RESETS
@@ -25,7 +25,6 @@ TENSORS: Mapping[str, Granularity | None] = {
 reads it. subtract where the reset takes something off."""
 MEMBRANE_BITS = range(15, 30)
 """The membrane is from -2^p to 2^p - 1."""
-MOST_SHIFT = 15
 
 
 def wrong_numbers(settings: Mapping[str, float], tensors: Mapping[str, object]) -> str | None:

@@ -190,8 +190,16 @@ class Work:
 
 
 def with_weights(model: Model | SpikingGraph, seed: int) -> Model:
-    """The model; of a graph, one with fresh weights drawn from `seed`."""
+    """The model; of a graph, one with fresh weights drawn from `seed`.
+
+    Raises UsageError for a fixed-point network.
+    """
     if isinstance(model, Model):
+        if model.graph.integers:
+            raise errors.UsageError(
+                "a fixed-point network learns nothing more, and its weights are pruned no more: "
+                "they are integers. Train or prune the network that it was made of, then quantize"
+            )
         return model
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

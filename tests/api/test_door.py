@@ -1,6 +1,7 @@
 """The public names: what README lists, what `dir` lists and what type checkers see are the same."""
 
 import ast
+import pkgutil
 import re
 import subprocess
 import sys
@@ -39,6 +40,12 @@ def test_readme_lists_the_names() -> None:
     listed = [name for cell in cells for name in re.findall(r"`(\w+)", cell)]
     assert sorted(listed) == [name for name in dir(soul_deploy) if name != "__version__"]
     assert len(listed) == len(set(listed))
+
+
+def test_no_name_is_a_packages_too() -> None:
+    """Importing a sub-package binds its name here: a function of that name would be gone."""
+    for _, name, _ in pkgutil.iter_modules(soul_deploy.__path__):
+        assert name == "errors" or name not in dir(soul_deploy), name
 
 
 def test_each_name_is_there() -> None:

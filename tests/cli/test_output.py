@@ -30,8 +30,8 @@ from soul_deploy.model.model import Model, ModelInfo, from_module
 from soul_deploy.nn import layers
 from soul_deploy.nn.graph_module import GraphModule
 from soul_deploy.nn.neuron import SpikingNeuron
-from soul_deploy.quantize.network import integer_network, make_plan
-from soul_deploy.quantize.units import UnitChoice
+from soul_deploy.quantization.network import integer_network, make_plan
+from soul_deploy.quantization.units import UnitChoice
 from soul_deploy.zoo.create import create
 
 CHILD = SUPPORT / "printing_child.py"

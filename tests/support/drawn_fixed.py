@@ -13,8 +13,8 @@ from parity import Drawn, drawn_networks, masked_model
 
 from soul_deploy.base import Array, errors
 from soul_deploy.model.model import Model, with_input_kind
-from soul_deploy.quantize import network, units
-from soul_deploy.quantize.network import INT16_BITS
+from soul_deploy.quantization import network, units
+from soul_deploy.quantization.network import INT16_BITS
 
 COUNTS = 3
 ROUNDS = 20

@@ -29,7 +29,7 @@ from soul_deploy.lowering.liveness import can_hold, needed_inputs
 from soul_deploy.nn.graph_module import compute
 from soul_deploy.nn.operations import modules_of, unweighed
 from soul_deploy.prune.removal.planner import known_of
-from soul_deploy.quantize.structure import kept_as
+from soul_deploy.quantization.structure import kept_as
 
 
 @dataclass(frozen=True)

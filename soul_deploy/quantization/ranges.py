@@ -11,7 +11,7 @@ from soul_deploy.base import errors
 from soul_deploy.ir.fixed import MEMBRANE_BITS, RESETS
 from soul_deploy.lowering import bounds, deploy
 from soul_deploy.model.model import Model
-from soul_deploy.quantize.network import Membrane, Plan, integer_network
+from soul_deploy.quantization.network import Membrane, Plan, integer_network
 from soul_deploy.runtime.equations import FixedEquation
 
 INT16_BITS = 15

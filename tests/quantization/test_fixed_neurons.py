@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from soul_deploy import NeuronSpec
 from soul_deploy.base import errors
 from soul_deploy.nn import fixed
-from soul_deploy.quantize import neurons as real
-from soul_deploy.runtime.equations import FIXED_RESETS
+from soul_deploy.quantization import neurons as real
+from soul_deploy.runtime.equations import FIXED_RESETS, leak_numbers
 
 WIDE = {"low": -32768, "high": 32767}
 
@@ -136,13 +136,13 @@ def test_a_reset_has_what_it_takes_off(reset: float, told: str) -> None:
 
 
 def test_a_leak_is_exact_where_it_can_be() -> None:
-    assert real.leak_numbers(1.0, 15) == (1, 0)
-    assert real.leak_numbers(0.5, 15) == (1, 1)
-    assert real.leak_numbers(0.75, 15) == (3, 2)
-    assert real.leak_numbers(0.0, 15) == (0, 0)
-    assert real.leak_numbers(1 - 1 / 3, 15) == (21845, 15)
-    assert real.leak_numbers(1 - 1 / 3, 25) == (21, 5)  # p + k is at most 30
-    assert real.leak_numbers(0.9999999, 15) == (32767, 15)
+    assert leak_numbers(1.0, 15) == (1, 0)
+    assert leak_numbers(0.5, 15) == (1, 1)
+    assert leak_numbers(0.75, 15) == (3, 2)
+    assert leak_numbers(0.0, 15) == (0, 0)
+    assert leak_numbers(1 - 1 / 3, 15) == (21845, 15)
+    assert leak_numbers(1 - 1 / 3, 25) == (21, 5)  # p + k is at most 30
+    assert leak_numbers(0.9999999, 15) == (32767, 15)
 
 
 @given(

@@ -8,8 +8,8 @@ import numpy as np
 
 from soul_deploy import ir
 from soul_deploy.base import Array, brief, errors
-from soul_deploy.quantize.neurons import RealNeuron
-from soul_deploy.quantize.structure import RealForm, RealWeights
+from soul_deploy.quantization.neurons import RealNeuron
+from soul_deploy.quantization.structure import RealForm, RealWeights
 
 Scale = Literal["channel", "layer"]
 SCALES: tuple[Scale, ...] = get_args(Scale)

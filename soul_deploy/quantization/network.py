@@ -10,10 +10,11 @@ from soul_deploy import ir
 from soul_deploy.base import Array, brief, errors
 from soul_deploy.lowering import bounds, deploy
 from soul_deploy.model.model import Model
-from soul_deploy.quantize import neurons, structure, units
-from soul_deploy.quantize.neurons import RealNeuron
-from soul_deploy.quantize.units import Unit
+from soul_deploy.quantization import neurons, structure, units
+from soul_deploy.quantization.neurons import RealNeuron
+from soul_deploy.quantization.units import Unit
 from soul_deploy.runtime.dynamics.form import Granularity
+from soul_deploy.runtime.equations import leak_numbers
 
 Membrane = Literal["auto", "int16", "int32"]
 MEMBRANES: tuple[Membrane, ...] = get_args(Membrane)
@@ -116,7 +117,7 @@ def _population(
     plan: Plan, node: ir.Population, bits: int
 ) -> tuple[ir.Population, dict[str, Array]]:
     real, unit = plan.neurons[node.name], plan.unit_for(node.name).values
-    multiplier, shift = neurons.leak_numbers(real.leak, bits)
+    multiplier, shift = leak_numbers(real.leak, bits)
     settings: dict[str, Any] = {
         "multiplier": multiplier,
         "shift": shift,

@@ -20,9 +20,9 @@ from soul_deploy.data.given import taken
 from soul_deploy.data.samples import Data, Split
 from soul_deploy.model.model import Model
 from soul_deploy.nn.graph_module import GraphModule, HardGate
-from soul_deploy.quantize.network import Plan, head_divisor
-from soul_deploy.quantize.structure import RealForm, RealWeights
-from soul_deploy.quantize.units import LARGEST_WEIGHT
+from soul_deploy.quantization.network import Plan, head_divisor
+from soul_deploy.quantization.structure import RealForm, RealWeights
+from soul_deploy.quantization.units import LARGEST_WEIGHT
 from soul_deploy.training.trainer import BatchHooks, EpochResult, TrainConfig, Training
 
 Scored = Callable[[Plan], float]

@@ -34,7 +34,7 @@ from soul_deploy.export.onnx.model import build_onnx
 from soul_deploy.export.verify.verify import Kind
 from soul_deploy.lowering import bounds, deploy
 from soul_deploy.model.model import ModelInfo, Normalization
-from soul_deploy.quantize import network, units
+from soul_deploy.quantization import network, units
 from soul_deploy.runtime.engine.network import Network
 
 NORM = Normalization((0.5, 0.4, 0.3), (0.25, 0.2, 0.3))

@@ -12,10 +12,10 @@ from soul_deploy.data import given
 from soul_deploy.data.samples import Data, Split
 from soul_deploy.lowering import bounds, deploy
 from soul_deploy.model.model import Model
-from soul_deploy.quantize import finetune, quality
-from soul_deploy.quantize.network import MEMBRANES, Membrane, Plan, integer_network, make_plan
-from soul_deploy.quantize.ranges import MembraneRange, ranges_for
-from soul_deploy.quantize.units import UnitChoice
+from soul_deploy.quantization import finetune, quality
+from soul_deploy.quantization.network import MEMBRANES, Membrane, Plan, integer_network, make_plan
+from soul_deploy.quantization.ranges import MembraneRange, ranges_for
+from soul_deploy.quantization.units import UnitChoice
 from soul_deploy.runtime.format.bounds import accumulator_for
 from soul_deploy.training.messages import warn
 from soul_deploy.training.trainer import EpochResult, TrainConfig

@@ -1,37 +1,23 @@
-"""What a neuron of real numbers is in integers: its leak, its gain, its reset.
+"""What a neuron of real numbers is in integers: its leak, its gain, its reset."""
 
-Every form of the charge (`runtime.equations`) is on paper u' = leak · u + gain · x, with u the
-membrane above its resting value.
-"""
-
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from soul_deploy import ir
 from soul_deploy.base import Array, errors
-from soul_deploy.ir.fixed import MOST_SHIFT
 from soul_deploy.runtime.dynamics.equation import DynamicsEquation
-from soul_deploy.runtime.equations import ChargeForm, Equation, FireRule, FixedReset, NeuronEquation
+from soul_deploy.runtime.equations import (
+    LEAK_AND_GAIN,
+    Equation,
+    FireRule,
+    FixedReset,
+    NeuronEquation,
+)
 
 FAMILIES = ("if", "lif", "plif", "snn_leaky")
 SNN_RESETS: tuple[FixedReset, ...] = ("late", "hard", "none")
 """What snnTorch's resets are here: subtract (a step later), zero, none."""
-
-LeakAndGain = Callable[[float], tuple[float, float]]
-FORMS: Mapping[ChargeForm, LeakAndGain] = {
-    "integrate": lambda a: (1.0, 1.0),
-    "soul_lif_decay": lambda a: (1 - 1 / a, 1 / a),
-    "soul_lif": lambda a: (1 - 1 / a, 1.0),
-    "decay_divide": lambda a: (1 - 1 / a, 1 / a),
-    "decay_multiply": lambda a: (1 - a, a),
-    "leak_multiply": lambda a: (a, 1.0),
-    "leak_multiply_late": lambda a: (a, 1.0),
-    "leak_subtract_divide": lambda a: (1 - 1 / a, 1.0),
-    "leak_subtract_multiply": lambda a: (1 - a, 1.0),
-}
-"""Of each form with its constant: what the membrane and the current are multiplied by."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +48,7 @@ def real_neuron(node: ir.Population, equation: Equation) -> RealNeuron:
     if isinstance(equation, DynamicsEquation):
         return _snntorch(node, equation)
     assert isinstance(equation, NeuronEquation)
-    leak, gain = FORMS[equation.charge](float(np.float32(equation.constant)))
+    leak, gain = LEAK_AND_GAIN[equation.charge](float(np.float32(equation.constant)))
     if not 0 <= leak <= 1:
         raise errors.UnsupportedGraphError(
             f"{node.name}: its membrane is multiplied by {leak:g} each step; fixed-point neurons "
@@ -102,19 +88,6 @@ def _snntorch(node: ir.Population, equation: DynamicsEquation) -> RealNeuron:
         )
     subtract = height if reset == "late" else None
     return RealNeuron(leak, 1.0, height, node.neuron.fire, reset, subtract)
-
-
-def leak_numbers(leak: float, bits: int) -> tuple[int, int]:
-    """m and k of the leak m / 2^k, for membranes from -2^bits to 2^bits - 1.
-
-    k is the smallest for which the leak is exact, else the largest that is allowed.
-    """
-    most = min(MOST_SHIFT, 30 - bits)
-    for k in range(most + 1):
-        scaled = leak * 2.0**k
-        if scaled == int(scaled):
-            return int(scaled), k
-    return min(round(leak * 2.0**most), (1 << most) - 1), most
 
 
 def threshold_of(real: RealNeuron, unit: Array) -> Array:

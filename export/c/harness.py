@@ -59,10 +59,10 @@ def build(
     main.write_text(_main_c([found.program.prefix for found in programs]))
     target = folder / "shown"
     command = [cc, *STRICT, *flags, str(main), "-o", str(target)]
-    made = subprocess.run(command, capture_output=True, text=True, timeout=BUILD_SECONDS)
+    made = _ended(command, BUILD_SECONDS)
     if made.returncode:
-        said = " / ".join(made.stderr.strip().splitlines()[:5])
-        raise errors.VerificationError(f"{cc} does not compile the C program: {said[:800]}")
+        said = _first_lines(made.stderr)
+        raise errors.VerificationError(f"{cc} does not compile the C program: {said}")
     return target
 
 
@@ -72,12 +72,10 @@ def run(executable: Path, given: Sequence[tuple[Program, Array]]) -> list[Shown]
     Raises VerificationError where the program stops: a sanitizer's finding, or a return code.
     """
     sent = b"".join(_sent(program, frames) for program, frames in given)
-    done = subprocess.run([str(executable)], input=sent, capture_output=True, timeout=RUN_SECONDS)
+    done = _ended([str(executable)], RUN_SECONDS, sent)
     if done.returncode:
-        said = done.stderr.decode(errors="replace").strip().splitlines()
-        raise errors.VerificationError(
-            f"the C program ended with {done.returncode}: {' / '.join(said[:5])[:800]}"
-        )
+        said = _first_lines(done.stderr)
+        raise errors.VerificationError(f"the C program ended with {done.returncode}: {said}")
     shown, at = [], 0
     for program, frames in given:
         size = len(frames) * _record(program).itemsize
@@ -86,6 +84,22 @@ def run(executable: Path, given: Sequence[tuple[Program, Array]]) -> list[Shown]
         at += size
     assert at == len(done.stdout), "the program wrote more than expected"
     return shown
+
+
+def _ended(
+    command: Sequence[str], seconds: int, sent: bytes = b""
+) -> "subprocess.CompletedProcess[bytes]":
+    """Raises VerificationError for a command that takes longer."""
+    try:
+        return subprocess.run(command, input=sent, capture_output=True, timeout=seconds)
+    except subprocess.TimeoutExpired as error:
+        raise errors.VerificationError(
+            f"{Path(command[0]).name} has not ended after {seconds} s; verify fewer samples"
+        ) from error
+
+
+def _first_lines(said: bytes) -> str:
+    return " / ".join(said.decode(errors="replace").strip().splitlines()[:5])[:800]
 
 
 def _sent(program: Program, frames: Array) -> bytes:

@@ -78,16 +78,18 @@ def samples_in(program: Program, text: str) -> Tensor:
     Raises FileFormatError where it holds none that the network takes.
     """
     counts, given = COUNTS.search(text), SAMPLE.search(text)
-    shape = program.input.shape
+    shape, none = program.input.shape, "test_model.c: holds no samples of this network"
+    if counts is None or given is None:
+        raise errors.FileFormatError(none)
+    samples, frames = int(counts[1]), int(counts[2])
+    errors.require(frames in (1, program.graph.time_steps) and samples > 0, none)
     try:
-        assert counts is not None and given is not None
-        samples, frames = int(counts[1]), int(counts[2])
         numbers = np.array([int(number) for number in given[1].split(",")], np.int64)
         numbers = numbers.reshape(samples, frames, -1) - _zero(program)
-        assert frames in (1, program.graph.time_steps) and samples > 0
-        assert numbers.min() >= program.input.low and numbers.max() <= program.input.high
-    except (AssertionError, ValueError) as error:
-        raise errors.FileFormatError("test_model.c: holds no samples of this network") from error
+    except (ValueError, OverflowError) as error:
+        raise errors.FileFormatError(none) from error
+    low, high = program.input.low, program.input.high
+    errors.require(bool(numbers.min() >= low and numbers.max() <= high), none)
     back = np.argsort(channel_last(shape))
     maps = numbers[..., back].reshape(samples, frames, *shape).astype(np.int16)
     if frames == 1:

@@ -272,3 +272,13 @@ def test_a_written_program_shows_its_sizes() -> None:
     )  # no other table: threshold and zero bias are in the loops
     text = found.texts["model.h"]
     assert f"Flash: {found.flash} bytes" in text and f"RAM: {found.ram} bytes" in text
+
+
+@needs_cc
+def test_a_program_that_does_not_end_is_stopped(
+    exported: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(harness, "BUILD_SECONDS", 0.001)
+    report = verify_c(counting_network(), exported, inputs())
+    assert report.verdict is Verdict.FAILED
+    assert "has not ended after 0.001 s; verify fewer samples" in report.text()

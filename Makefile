@@ -14,7 +14,7 @@ FAST := tests/cli/test_smoke.py tests/runtime/test_runtime_without_torch.py \
     tests/runtime/test_container.py tests/runtime/kernels/test_kernelcache.py
 FAST_NEEDS := "pytest>=8" "hypothesis==6.170.17"
 
-.PHONY: demo test search soak networks check floor pythons mutate clean
+.PHONY: demo test search soak networks check docs wheels floor pythons mutate clean
 
 $(STAMP): setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -52,6 +52,17 @@ check: $(STAMP)  ## formatting, lint, types, the floors
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+docs: $(STAMP)  ## the site in build/site; a link that leads nowhere is an error
+	$(BIN)/python -m pip install --quiet -e ".[docs]"
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+wheels: $(STAMP)  ## source distributions and wheels of soul-deploy and soul-deploy-runtime in dist/
+	rm -rf dist build/runtime
+	$(BIN)/python .ci/runtime_tree.py build/runtime
+	$(BIN)/python -m build --outdir dist . > build/log
+	$(BIN)/python -m build --outdir dist build/runtime > build/log
+	$(BIN)/twine check --strict dist/*
 
 floor:  ## exactly the minimum versions that setup.cfg promises, and the fast tests on them
 	rm -rf $(FLOOR)

@@ -3,10 +3,30 @@
 Names are loaded on first use, so that `import soul_deploy.runtime` needs no PyTorch.
 """
 
+import os
+import warnings
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+
+def _warn_of_two() -> None:
+    """soul-deploy and soul-deploy-runtime have the same files: one is to be installed."""
+    site = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    try:
+        names = {name.partition("-")[0] for name in os.listdir(site) if name.endswith(".dist-info")}
+    except OSError:  # a zip archive
+        return
+    if {"soul_deploy", "soul_deploy_runtime"} <= names:
+        warnings.warn(
+            f"soul-deploy and soul-deploy-runtime are both installed in {site} and overwrite each "
+            "other's files; uninstall both, then install one of them",
+            stacklevel=2,
+        )
+
+
+_warn_of_two()
 
 # name -> "module:attribute", or the module itself; the imports for type checkers say the same.
 _NAMES = {
@@ -124,7 +144,15 @@ else:  # what a type checker reads would make a known name of every misspelt one
         if name not in _NAMES and name not in _OLD:
             raise AttributeError(f"module 'soul_deploy' has no attribute {name!r}")
         module, _, attribute = _NAMES.get(name, f"deprecated:{name}").partition(":")
-        found = import_module(f"soul_deploy.{module}")
+        try:
+            found = import_module(f"soul_deploy.{module}")
+        except ModuleNotFoundError as error:
+            from soul_deploy.base.lazy import left_out
+
+            if error.name is None or not left_out(error.name):
+                raise
+            text = f"soul_deploy.{name} is not part of soul-deploy-runtime; install soul-deploy"
+            raise ModuleNotFoundError(text, name=error.name) from error
         return getattr(found, attribute) if attribute else found
 
     def __dir__() -> list[str]:

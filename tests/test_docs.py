@@ -9,6 +9,8 @@ import pytest
 import torch
 from places import ROOT
 
+import soul_deploy
+
 pytest.importorskip("spikingjelly", reason="`make` installs SpikingJelly for these tests")
 
 
@@ -64,6 +66,20 @@ def test_every_place_that_the_architecture_names_exists() -> None:
         for word in words:
             place = ROOT / folder / word
             assert place.exists() or place.with_name(f"{word}.py").exists(), f"{folder}/{word}"
+
+
+def test_the_python_reference_has_every_public_name() -> None:
+    text = (ROOT / "docs" / "api.md").read_text()
+    for name in dir(soul_deploy):
+        if name not in ("__version__", "errors", "layers", "load_network"):
+            assert f"\n::: soul_deploy.{name}\n" in text, name
+
+
+def test_every_page_is_in_the_site() -> None:
+    """`make docs` checks what pages link; here that the list of pages is whole."""
+    named = re.findall(r"([\w/-]+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE)
+    docs = ROOT / "docs"
+    assert sorted(named) == sorted(str(path.relative_to(docs)) for path in docs.rglob("*.md"))
 
 
 def test_the_demo_takes_as_long_everywhere() -> None:

@@ -37,7 +37,7 @@ def nir_package() -> ModuleType:
     except ImportError as error:
         raise UsageError(
             f"NIR files need the package nir, which cannot be imported ({error}); install it with "
-            "pip install 'soul-deploy[nir]'"
+            "pip install nir"
         ) from error
 
 

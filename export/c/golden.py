@@ -1,4 +1,4 @@
-"""What the PyTorch model gives on samples, in the integers and the order of the C program."""
+"""What the model gives on samples, in the numbers and the order of the C program."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,10 +7,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from soul_deploy.analysis.synops import count_model
+from soul_deploy.analysis.synops import count_model, count_steps
 from soul_deploy.base import Array, brief
+from soul_deploy.export.c import ordered
 from soul_deploy.export.c.program import Program
 from soul_deploy.export.c.rows import channel_last
+from soul_deploy.lowering import deploy
 from soul_deploy.lowering.linear_operators import ReadoutOperator
 from soul_deploy.nn.graph_module import shows_image
 
@@ -19,7 +21,7 @@ from soul_deploy.nn.graph_module import shows_image
 @dataclass(frozen=True)
 class Golden:
     """By population, in the program's order of neurons: spikes bool (T, N, neurons), membranes
-    after the last step (N, neurons with a current); scores int64 (N, classes); synops: of all.
+    after the last step (N, neurons with a current); scores (N, classes); synops: of all.
     """
 
     spikes: Mapping[str, Array]
@@ -30,7 +32,11 @@ class Golden:
 
 @torch.no_grad()
 def golden(program: Program, images: Tensor) -> Golden:
-    """On integers (N, ...) shown at every step, or (T, N, ...), as `images_for` gives them."""
+    """On inputs (N, ...) shown at every step, or (T, N, ...), as `images_for` gives them. Of
+    float32, in the program's order of sums.
+    """
+    if program.floats:
+        return _ordered(program, images)
     model = program.model
     module, graph = model.module(), program.graph
     membranes: dict[str, Array] = {}
@@ -46,6 +52,24 @@ def golden(program: Program, images: Tensor) -> Golden:
     read = values[source].tensor.to(torch.int64).numpy()
     synops = sum(counts.synops for counts in count_model(model, images).values())
     return Golden(spikes, membranes, integer_scores(program, read), int(synops))
+
+
+def _ordered(program: Program, images: Tensor) -> Golden:
+    found = ordered.run(program, images.numpy(), still=shows_image(program.graph, images))
+    steps = program.graph.time_steps
+    tensors = {
+        name: torch.from_numpy(np.broadcast_to(v, (steps, *v.shape[1:])).copy())
+        for name, v in found.values.items()
+    }
+    layers = deploy.lower(program.model).counted
+    synops = sum(count_steps(layer, tensors).total().synops for layer in layers)
+    spikes = {node.name: found.values[node.name] for node in program.graph.populations}
+    return Golden(
+        {name: in_order(values, 2) != 0 for name, values in spikes.items()},
+        {name: in_order(v) for name, v in found.membranes.items()},
+        found.scores,
+        int(synops),
+    )
 
 
 def in_order(values: Array, axes: int = 1) -> Array:
@@ -79,5 +103,6 @@ def frames_of(program: Program, images: Tensor) -> Array:
     """(N, frames, inputs) in the program's order: one frame of a sample shown at every step."""
     still = shows_image(program.graph, images)
     given = images.numpy()
-    ordered = in_order(given)[:, None] if still else in_order(given, 2).swapaxes(0, 1)
-    return np.ascontiguousarray(ordered).astype(np.int16)
+    shown = in_order(given)[:, None] if still else in_order(given, 2).swapaxes(0, 1)
+    kind = np.float32 if program.floats and program.takes_maps else np.int16
+    return np.ascontiguousarray(shown).astype(kind)

@@ -15,10 +15,12 @@ from pathlib import Path
 import numpy as np
 
 from soul_deploy.base import Array, brief, errors
-from soul_deploy.export.c.program import Program, membrane_bits
+from soul_deploy.export.c.header import map_type
+from soul_deploy.export.c.program import Program, membrane_type
+from soul_deploy.export.c.source import BYTES, FLOAT
 from soul_deploy.export.c.write import CProgram
 
-STRICT = ("-std=c99", "-pedantic", "-Wall", "-Wextra", "-Werror")
+STRICT = ("-std=c99", "-pedantic", "-Wall", "-Wextra", "-Werror", "-ffp-contract=off")
 SANITIZED = ("-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 COMPILERS = ("cc", "gcc", "clang")
 BUILD_SECONDS, RUN_SECONDS = 600, 3600
@@ -104,11 +106,17 @@ def _first_lines(said: bytes) -> str:
 
 def _sent(program: Program, frames: Array) -> bytes:
     head = struct.pack("=ii", len(frames), frames.shape[1])
+    if _frame_type(program) == FLOAT:
+        return head + np.ascontiguousarray(frames, np.float32).tobytes()
     zero = np.zeros(1, np.int16)
-    if program.takes_pixels and program.input.zero:
-        channels = len(program.input.zero)
-        zero = np.tile(np.array(program.input.zero, np.int16), frames.shape[2] // channels)
+    if program.zero:
+        channels = len(program.zero)
+        zero = np.tile(np.array(program.zero, np.int16), frames.shape[2] // channels)
     return head + np.ascontiguousarray(frames + zero).astype(np.int16).tobytes()
+
+
+def _frame_type(program: Program) -> str:
+    return FLOAT if program.floats and program.takes_maps else "int16_t"
 
 
 def _populations(program: Program) -> list[tuple[str, int, int]]:
@@ -124,11 +132,12 @@ def _record(program: Program) -> np.dtype:
     populations = _populations(program)
     fired = sum(neurons for _, neurons, _ in populations)
     driven = sum(driven for _, _, driven in populations)
+    number = np.float32 if program.floats else np.int32
     return np.dtype(
         [
             ("spikes", np.uint8, (program.graph.time_steps, fired)),
-            ("membranes", np.int32, (driven,)),
-            ("scores", np.int32, (program.graph.readout.classes,)),
+            ("membranes", number, (driven,)),
+            ("scores", number, (program.graph.readout.classes,)),
             ("synops", np.uint32, (2,)),
         ]
     )
@@ -140,10 +149,10 @@ def _shown(program: Program, record: Array) -> Shown:
     for name, neurons, driven in _populations(program):
         fired = record["spikes"][:, :, first : first + neurons]
         spikes[name] = np.ascontiguousarray(fired.swapaxes(0, 1) != 0)
-        membranes[name] = record["membranes"][:, start : start + driven].astype(np.int64)
+        membranes[name] = record["membranes"][:, start : start + driven]
         first, start = first + neurons, start + driven
     low, high = record["synops"].astype(np.int64).sum(axis=0) if len(record) else (0, 0)
-    return Shown(spikes, membranes, record["scores"].astype(np.int64), int(low + (high << 32)))
+    return Shown(spikes, membranes, record["scores"], int(low + (high << 32)))
 
 
 def _main_c(prefixes: Sequence[str]) -> str:
@@ -166,16 +175,21 @@ def drive_c(program: Program) -> str:
     copies = []
     for node in program.graph.populations:
         value = program.values[node.inputs[0]]
-        bits = membrane_bits(program.equation(node))
-        assert bits in (16, 32)
+        kind = membrane_type(program.equation(node))
         member = f"{program.prefix}_driven.u_{program.ident(node.name)}"
-        copies.append(f"        {program.prefix}_write({member}, {value.length}, {bits});")
-    show = DRIVE_PIXELS if program.takes_pixels else DRIVE_EVENTS
-    index = program.values[program.input.name].index_bits
+        copies.append(
+            f"        fwrite({member}, sizeof {member}, 1, stdout);"
+            if kind == FLOAT
+            else f"        {program.prefix}_write({member}, {value.length}, {BYTES[kind] * 8});"
+        )
+    show = DRIVE_PIXELS if program.takes_maps else DRIVE_EVENTS
+    index = program.values[program.input.name].index_type
     p = {"p": program.prefix, "P": program.prefix.upper(), "index": index}
+    p |= {"frame": _frame_type(program), "kind": map_type(program)}
     return DRIVE.format(
         **p,
         show=show.format(**p),
+        write="" if program.floats else DRIVE_INTEGERS.format(**p),
         fired=first,
         firsts=", ".join(map(str, firsts)),
         copies="\n".join(copies),
@@ -184,18 +198,28 @@ def drive_c(program: Program) -> str:
 
 
 DRIVE_PIXELS = """\
-static uint8_t {p}_pixels[{P}_INPUTS];
+static {kind} {p}_pixels[{P}_INPUTS];
 
-static int {p}_show_frame(const int16_t *frame, int whole)
+static int {p}_show_frame(const {frame} *frame, int whole)
 {{
     for (long n = 0; n < {P}_INPUTS; n++) {{
-        {p}_pixels[n] = (uint8_t)frame[n];
+        {p}_pixels[n] = ({kind})frame[n];
     }}
     return whole ? {p}_run(&{p}_driven, {p}_pixels) : {p}_step(&{p}_driven, {p}_pixels);
 }}
 """
+DRIVE_INTEGERS = """\
+static void {p}_write(const void *membranes, long length, int bits)
+{{
+    for (long n = 0; n < length; n++) {{
+        const int32_t u =
+            bits == 16 ? ((const int16_t *)membranes)[n] : ((const int32_t *)membranes)[n];
+        fwrite(&u, sizeof u, 1, stdout);
+    }}
+}}
+"""
 DRIVE_EVENTS = """\
-static uint{index}_t {p}_index[2 * {P}_INPUTS];
+static {index} {p}_index[2 * {P}_INPUTS];
 static int16_t {p}_count[2 * {P}_INPUTS];
 
 /* Counts above 1 as two events, the last input first: neither order nor doubles matter. */
@@ -206,12 +230,12 @@ static int {p}_show_frame(const int16_t *frame, int whole)
     for (long n = {P}_INPUTS - 1; n >= 0; n--) {{
         int16_t left = frame[n];
         if (left > 1) {{
-            {p}_index[made] = (uint{index}_t)n;
+            {p}_index[made] = ({index})n;
             {p}_count[made++] = 1;
             left--;
         }}
         if (left != 0) {{
-            {p}_index[made] = (uint{index}_t)n;
+            {p}_index[made] = ({index})n;
             {p}_count[made++] = left;
         }}
     }}
@@ -226,7 +250,7 @@ static int {p}_show_frame(const int16_t *frame, int whole)
 DRIVE = """\
 static {p}_state {p}_driven;
 static uint8_t {p}_fired[{steps}L * {fired}];
-static int16_t {p}_frame[{P}_INPUTS];
+static {frame} {p}_frame[{P}_INPUTS];
 
 void {p}_spike(int population, int32_t neuron)
 {{
@@ -234,15 +258,7 @@ void {p}_spike(int population, int32_t neuron)
     {p}_fired[(long){p}_driven.steps * {fired} + first[population] + neuron] = 1;
 }}
 
-static void {p}_write(const void *membranes, long length, int bits)
-{{
-    for (long n = 0; n < length; n++) {{
-        const int32_t u =
-            bits == 16 ? ((const int16_t *)membranes)[n] : ((const int32_t *)membranes)[n];
-        fwrite(&u, sizeof u, 1, stdout);
-    }}
-}}
-
+{write}
 {show}
 static int {p}_drive(void)
 {{

@@ -1,41 +1,51 @@
 """model.h: what a program that uses the network sees; the notice at the head of every file."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+import numpy as np
 
 from soul_deploy import ir
-from soul_deploy.export.c.program import Program, membrane_bits
-from soul_deploy.export.c.source import Lines
+from soul_deploy.export.c.program import Program, membrane_type, shared
+from soul_deploy.export.c.source import BYTES, FLOAT, Lines, literal
 
 FORMAT = "soul-deploy/c/1"
 
 
 @dataclass(frozen=True)
 class Member:
-    """An array of the state, or a number (length 1); reset: 0 before every sample."""
+    """An array of the state, or a number (length 1). reset: it is `start` before every sample."""
 
     type: str
     name: str
     length: int
     reset: bool
     told: str = ""
+    start: str = "0"
 
 
 def members(program: Program) -> list[Member]:
     """The state but for the count of steps: of RAM, all there is."""
     given, classes = program.values[program.input.name], program.graph.readout.classes
-    found = [Member("int32_t", "scores", classes, True, "class scores, integers")]
-    if program.graph.readout.over_time == "max":
-        found.append(Member("int32_t", "step_scores", classes, True, "of the last step"))
+    score = FLOAT if program.floats else "int32_t"
+    scores = "class scores" if program.floats else "class scores, integers"
+    found = [Member(score, "scores", classes, True, scores)]
+    if program.keeps_step_scores:
+        summed = program.graph.readout.over_time in ("mean", "sum")
+        told = "sums of all steps, unscaled" if summed else "of the last step"
+        found.append(Member(score, "step_scores", classes, True, told))
     for node in program.graph.populations:
-        bits = membrane_bits(program.equation(node))
+        equation = program.equation(node)
+        kind, start = membrane_type(equation), literal(np.float32(equation.start[0]))
         length, name = program.values[node.inputs[0]].length, program.ident(node.name)
-        found.append(Member(f"int{bits}_t", f"u_{name}", length, True, "membranes"))
-    found.append(Member(f"int{given.bits}_t", "input", given.length, False))
+        member = Member(kind, f"u_{name}", length, True, "membranes")
+        found.append(replace(member, start=start) if kind == FLOAT else member)
+    found.append(Member(given.type, "input", given.length, False))
     for value in program.values.values():
         if value.form == "events":
             found.append(Member("uint32_t", f"count_{value.ident}", 1, False))
-    for bits, length in sorted(program.memory.lengths.items()):
-        found.append(Member(f"uint{bits}_t", f"shared{bits}", length, False))
+    lengths = program.memory.lengths
+    for kind in sorted(lengths, key=lambda kind: (BYTES[kind], kind == FLOAT)):
+        found.append(Member(kind, shared(kind), lengths[kind], False))
     return found
 
 
@@ -46,14 +56,28 @@ def plain(text: object) -> str:
     )
 
 
+FIXED = """\
+ * Written by `soul-deploy export c` from a fixed-point network; do not edit.
+ * docs/fixed-point.md of soul-deploy defines every number in it.
+"""
+FLOATS = """\
+ * Written by `soul-deploy export c --float` from a network of float32 numbers; do not edit. It is
+ * for comparison: the same network in fixed point is smaller, and the same on every machine.
+ * A sum starts at the bias, then adds inputs in ascending order, position by position, the channels
+ * of a position side by side; nothing is fused (docs/microcontroller.md of soul-deploy).
+"""
+
+
 def notice(program: Program) -> str:
     """Where the file is from and whose it is."""
+    told = FIXED
+    if program.floats:
+        told = FLOATS
     return (
         f"/* {FORMAT} layout={program.layout} prefix={program.prefix} "
-        f"T={program.graph.time_steps}\n"
+        f"T={program.graph.time_steps}{' float32' if program.floats else ''}\n"
         " *\n"
-        " * Written by `soul-deploy export c` from a fixed-point network; do not edit.\n"
-        " * docs/fixed-point.md of soul-deploy defines every number in it.\n"
+        f"{told}"
         " * The program text is under soul-deploy's license, Apache-2.0, and may be used in\n"
         " * programs of any license; the weights are those of the network's owner.\n"
         " */\n"
@@ -70,7 +94,8 @@ def described(program: Program, node: ir.Node) -> str:
         form = f"compressed rows, {rows.stored} weights" if rows.compressed else "dense rows"
         text += f", {form}"
     if node.name in program.values and program.values[node.name].form == "current":
-        text += f", {program.values[node.name].bits}-bit sums"
+        kind = program.values[node.name].type
+        text += ", float sums" if kind == FLOAT else f", {BYTES[kind] * 8}-bit sums"
     return text
 
 
@@ -96,7 +121,8 @@ def model_h(program: Program, flash: int) -> str:
 def _about(program: Program, c: Lines, flash: int) -> None:
     c.add(
         f"/* Flash: {flash} bytes of constant tables, and the loops. RAM: {program.ram} bytes, the",
-        f" * {program.prefix}_state; a few words of stack. No heap, no float, no standard library.",
+        f" * {program.prefix}_state; a few words of stack. No heap, "
+        f"{'' if program.floats else 'no float, '}no standard library.",
         " *",
         " * Layers:",
         *(f" *   {described(program, node)}" for node in program.nodes),
@@ -106,7 +132,6 @@ def _about(program: Program, c: Lines, flash: int) -> None:
 
 def _constants(program: Program, c: Lines) -> None:
     name, graph, given = program.prefix.upper(), program.graph, program.values[program.input.name]
-    multiplier = graph.readout.multiplier(graph.shapes[graph.readout.inputs[0]], graph.time_steps)
     c.add(
         "",
         f"#define {name}_INPUTS {given.length}",
@@ -122,15 +147,20 @@ def _constants(program: Program, c: Lines) -> None:
             f"#define {name}_INPUT(channel, row, column) "
             f"(((row) * {width} + (column)) * {channels} + (channel))",
         )
+    if not program.floats:
+        shape = graph.shapes[graph.readout.inputs[0]]
+        multiplier = graph.readout.multiplier(shape, graph.time_steps)
+        c.add(
+            f"/* A class score is its integer times {multiplier!r}. The largest wins without it. */"
+        )
     c.add(
-        f"/* A class score is its integer times {multiplier!r}. The largest wins without it. */",
         "",
         "/* What the functions return. Unless it is 0, nothing was written. */",
         f"#define {name}_OK 0",
         f"#define {name}_BAD_POINTER 1 /* a pointer is NULL */",
         f"#define {name}_BAD_INDEX 2 /* an index of an event is {name}_INPUTS or more */",
         f"#define {name}_BAD_COUNT 3 /* the events of one input are below 0, or more than "
-        f"{program.input.high} */",
+        f"{program.range[1]} */",
         f"#define {name}_BAD_STEPS 4 /* {name}_MOST_STEPS were made: reset first */",
         "",
     )
@@ -180,13 +210,13 @@ def _side(member: Member, side: str) -> str:
 
 def _functions(program: Program, c: Lines) -> None:
     name, p = program.prefix.upper(), program.prefix
-    given = "const uint8_t *pixels"
-    if not program.takes_pixels:
+    given = f"const {map_type(program)} *pixels"
+    if not program.takes_maps:
         c.add(
             "/* The inputs of one step that are not 0, in any order. count: of each, NULL: all 1;",
             " * what several events say of one input is added up. */",
             "typedef struct {",
-            f"    const uint{_event_bits(program)}_t *index;",
+            f"    const {program.values[program.input.name].index_type} *index;",
             "    const int16_t *count;",
             "    uint32_t n;",
             f"}} {p}_events;",
@@ -200,16 +230,19 @@ def _functions(program: Program, c: Lines) -> None:
         "",
     )
     told = ["/* One step of a stream; the scores are those of all steps since the reset. */"]
-    if program.takes_pixels:
+    if program.takes_maps:
+        what = "numbers as the model takes them" if program.floats else "bytes"
         told = [
             "/* One step of a stream; the scores are those of all steps since the reset.",
-            f" * pixels: {name}_INPUTS bytes, row by row, the channels of a pixel side by side. */",
+            f" * pixels: {name}_INPUTS {what}, row by row, "
+            "the channels of a pixel side by side. */",
         ]
     c.add(*told, f"int {p}_step({p}_state *s, {given});", "")
-    shown = "one image at every step" if program.takes_pixels else f"{name}_TIME_STEPS lists"
+    shown = "one image at every step" if program.takes_maps else f"{name}_TIME_STEPS lists"
     c.add(f"/* A whole sample: reset, then {name}_TIME_STEPS steps on {shown}. */")
     c.add(f"int {p}_run({p}_state *s, {given});")
 
 
-def _event_bits(program: Program) -> int:
-    return program.values[program.input.name].index_bits
+def map_type(program: Program) -> str:
+    """Of the inputs that a step is given."""
+    return FLOAT if program.floats else "uint8_t"

@@ -6,13 +6,15 @@ Arrays of one type lie in one C array, so that no byte is ever read as another t
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from soul_deploy.export.c.source import BYTES
+
 
 @dataclass(frozen=True)
 class Need:
-    """An array of unsigned integers of `bits`, in use from node `first` to node `last`."""
+    """An array of a type of C, in use from node `first` to node `last`."""
 
     key: str
-    bits: int
+    type: str
     length: int
     first: int
     last: int
@@ -26,29 +28,29 @@ class Need:
 class Memory:
     """Where each array starts in the shared one of its type; how long the shared ones are.
 
-    offsets: by key. bits: of each key's elements. lengths: by bits, in elements.
+    offsets: by key. types: of each key's elements. lengths: by type, in elements.
     """
 
     offsets: Mapping[str, int]
-    bits: Mapping[str, int]
-    lengths: Mapping[int, int]
+    types: Mapping[str, str]
+    lengths: Mapping[str, int]
 
     @property
     def bytes(self) -> int:
-        return sum(length * bits // 8 for bits, length in self.lengths.items())
+        return sum(length * BYTES[kind] for kind, length in self.lengths.items())
 
 
 def place(needs: Iterable[Need]) -> Memory:
     """The largest arrays first, each at the lowest place that is free while it is in use."""
     offsets: dict[str, int] = {}
-    lengths: dict[int, int] = {}
+    lengths: dict[str, int] = {}
     placed: list[Need] = []
     ordered = sorted(needs, key=lambda need: (-need.length, need.first, need.key))
     for need in ordered:
         taken = sorted(
             (offsets[other.key], offsets[other.key] + other.length)
             for other in placed
-            if other.bits == need.bits and other.meets(need)
+            if other.type == need.type and other.meets(need)
         )
         start = 0
         for first, end in taken:
@@ -56,6 +58,6 @@ def place(needs: Iterable[Need]) -> Memory:
                 break
             start = max(start, end)
         offsets[need.key] = start
-        lengths[need.bits] = max(lengths.get(need.bits, 0), start + need.length)
+        lengths[need.type] = max(lengths.get(need.type, 0), start + need.length)
         placed.append(need)
-    return Memory(offsets, {need.key: need.bits for need in placed}, lengths)
+    return Memory(offsets, {need.key: need.type for need in placed}, lengths)

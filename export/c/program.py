@@ -14,12 +14,13 @@ from typing import Literal
 import numpy as np
 
 from soul_deploy import ir
-from soul_deploy.base import Array, brief, errors
+from soul_deploy.base import Array, brief, dispatch, errors
 from soul_deploy.export.c.placement import Memory, Need, place
 from soul_deploy.export.c.rows import LAYOUTS, Layout, Rows, rows_of, weight_rows
+from soul_deploy.export.c.source import BYTES, FLOAT, type_of, unsigned_type
 from soul_deploy.lowering import bounds, deploy, linear_operators
 from soul_deploy.model.model import Model
-from soul_deploy.runtime.equations import FixedEquation
+from soul_deploy.runtime.equations import Equation, FixedEquation, NeuronEquation
 from soul_deploy.runtime.format.bounds import accumulator_for
 
 Form = Literal["input", "current", "events"]
@@ -33,15 +34,15 @@ POOL_MAP, EVENTS, VALUES = "map", "events", "values"
 class Value:
     """What a node holds in the program.
 
-    bits: of the input's integers (signed), of a current's sums, or of the values beside a list of
-    events; 0 for spikes, which are 1.
+    type: in C, of the input's numbers, of a current's sums, or of the values beside a list of
+    events; empty for spikes, which are 1.
     """
 
     node: str
     ident: str
     shape: ir.Shape
     form: Form
-    bits: int
+    type: str
 
     @property
     def length(self) -> int:
@@ -52,16 +53,22 @@ class Value:
         return self.shape[0]
 
     @property
-    def index_bits(self) -> int:
+    def index_type(self) -> str:
         """Of the neurons in a list of events."""
-        return 16 if self.length <= 1 << 16 else 32
+        return "uint16_t" if self.length <= 1 << 16 else "uint32_t"
+
+    @property
+    def number(self) -> str:
+        """The type that its numbers are computed with."""
+        return FLOAT if self.type == FLOAT else "int32_t"
 
 
 @brief
 @dataclass(frozen=True)
 class Program:
-    """The program of a fixed-point network; `layout`: how weights are stored."""
+    """The program of a network. lowered: its composed form; layout: how weights are stored."""
 
+    model: Model
     lowered: deploy.Deployed
     layout: Layout
     prefix: str
@@ -71,18 +78,30 @@ class Program:
         return self.lowered.graph
 
     @property
-    def model(self) -> Model:
-        return self.lowered.model
+    def floats(self) -> bool:
+        """Whether weights, currents and membranes are float32, else integers."""
+        return not self.graph.integers
 
     @property
-    def input(self) -> ir.IntegerInput:
-        node = self.graph.input
-        assert isinstance(node, ir.IntegerInput)
-        return node
+    def input(self) -> ir.Input:
+        return self.graph.input
 
     @property
-    def takes_pixels(self) -> bool:
-        return self.model.info.input_kind == "images"
+    def takes_maps(self) -> bool:
+        """Whether a step is given all inputs, else a list of events."""
+        return self.model.info.input_kind in ("images", "values")
+
+    @property
+    def zero(self) -> tuple[int, ...]:
+        """What is taken off the pixels of each channel; empty: nothing."""
+        return self.input.zero if isinstance(self.input, ir.IntegerInput) else ()
+
+    @property
+    def range(self) -> tuple[int, int]:
+        """The least and the largest integer that an input can be."""
+        if isinstance(self.input, ir.IntegerInput):
+            return self.input.low, self.input.high
+        return 0, 1 if self.model.info.input_kind == "spikes" else (1 << 15) - 1
 
     @cached_property
     def nodes(self) -> tuple[ir.Node, ...]:
@@ -92,7 +111,7 @@ class Program:
     @cached_property
     def static(self) -> frozenset[str]:
         """Nodes that are computed once for an image."""
-        return frozenset(self.graph.static if self.takes_pixels else ())
+        return frozenset(self.graph.static if self.takes_maps else ())
 
     @cached_property
     def current_bounds(self) -> Mapping[str, Array]:
@@ -108,11 +127,24 @@ class Program:
         shape, edge = self.graph.shapes[node.name], self.graph.edges[node.name]
         known = node.name, identifier(at, node.name), shape
         if at == 0:
-            return Value(*known, "input", 8 if _fits_int8(self.input) else 16)
+            return Value(*known, "input", self._input_type)
         if edge.kind == "analog":
-            bound = bounds.largest(self.current_bounds[node.name])
-            return Value(*known, "current", 16 if accumulator_for(bound) == "int16" else 32)
-        return Value(*known, "events", 0 if edge.kind == "spike" else unsigned_bits(edge.bound))
+            return Value(*known, "current", self._sums(node))
+        assert edge.bound is not None
+        kind = "" if edge.kind == "spike" else unsigned_type(edge.bound)
+        return Value(*known, "events", kind)
+
+    @property
+    def _input_type(self) -> str:
+        if self.floats:
+            return FLOAT if self.takes_maps else "int16_t"
+        return type_of(np.array(self.range))
+
+    def _sums(self, node: ir.Node) -> str:
+        """The type of a current; sums of integers may wrap around on their way, so unsigned."""
+        if self.floats:
+            return FLOAT
+        return f"u{accumulator_for(bounds.largest(self.current_bounds[node.name]))}_t"
 
     def ident(self, name: str) -> str:
         if name in self.values:
@@ -137,13 +169,11 @@ class Program:
         weighs = node.projects or node is self.graph.readout
         return self.lowered.operator(node.name).operator if weighs else None
 
-    def equation(self, node: ir.Population) -> FixedEquation:
-        found = self.lowered.equations[node.name]
-        assert isinstance(found, FixedEquation)
-        return found
+    def equation(self, node: ir.Population) -> Equation:
+        return self.lowered.equations[node.name]
 
     def bias(self, node: ir.Node) -> Array | None:
-        """int32 by channel; None without one."""
+        """By channel, int32 or float32; None without one."""
         operator = self.operator(node)
         bias = None if operator is None else operator.bias
         return None if bias is None or not bias.any() else bias
@@ -166,16 +196,21 @@ class Program:
             if name in self.static:  # an image's is kept through all steps
                 first, end = 0, len(self.nodes)
             if value.form == "current":
-                yield Need(value.ident, value.bits, value.length, first, end)
+                yield Need(value.ident, value.type, value.length, first, end)
                 continue
             key = f"{value.ident}.{EVENTS}"
-            yield Need(key, value.index_bits, value.length, first, end)
-            if value.bits:
+            yield Need(key, value.index_type, value.length, first, end)
+            if value.type:
                 key = f"{value.ident}.{VALUES}"
-                yield Need(key, value.bits, value.length, first, end)
+                yield Need(key, value.type, value.length, first, end)
             if gathers(self.graph[name]):
                 key = f"{value.ident}.{POOL_MAP}"
-                yield Need(key, value.bits or 8, value.length, at, at)
+                yield Need(key, value.type or "uint8_t", value.length, at, at)
+
+    @property
+    def keeps_step_scores(self) -> bool:
+        """Whether scores are made of others: the largest of those of all steps, or scaled sums."""
+        return self.floats or self.graph.readout.over_time == "max"
 
     @property
     def step_scores_bound(self) -> int:
@@ -189,7 +224,7 @@ class Program:
         """Steps between two resets: sums of all steps fit int32, and stored patterns end."""
         if self.model.for_one_t:
             return self.graph.time_steps
-        if self.graph.readout.over_time in ("mean", "sum"):
+        if self.graph.readout.over_time in ("mean", "sum") and not self.floats:
             return (MOST_INDEX - 1) // max(self.step_scores_bound, 1)
         return MOST_INDEX - 1
 
@@ -197,14 +232,14 @@ class Program:
     def ram(self) -> int:
         """Bytes of the state: membranes, input, working memory, scores."""
         membranes = sum(
-            self.values[node.inputs[0]].length * membrane_bits(self.equation(node)) // 8
+            self.values[node.inputs[0]].length * BYTES[membrane_type(self.equation(node))]
             for node in self.graph.populations
         )
         given = self.values[self.input.name]
         lists = sum(value.form == "events" for value in self.values.values())
-        scores = self.graph.readout.classes * (2 if self.graph.readout.over_time == "max" else 1)
+        scores = self.graph.readout.classes * (2 if self.keeps_step_scores else 1)
         counters = 4 * (1 + lists + scores)
-        return membranes + given.length * given.bits // 8 + self.memory.bytes + counters
+        return membranes + given.length * BYTES[given.type] + self.memory.bytes + counters
 
 
 def gathers(node: ir.Node) -> bool:
@@ -212,14 +247,18 @@ def gathers(node: ir.Node) -> bool:
     return isinstance(node, ir.MaxPool | ir.Merge)
 
 
-def membrane_bits(equation: FixedEquation) -> int:
-    return 16 if equation.highest < 1 << 15 else 32
+@dispatch.operation_table(Equation)
+def membrane_type(equation: Equation) -> str:
+    raise membrane_type.unknown(equation)
 
 
-def unsigned_bits(bound: int | None) -> int:
-    """The type that holds 0 to `bound`."""
-    assert bound is not None
-    return 8 if bound < 1 << 8 else 16 if bound < 1 << 16 else 32
+membrane_type.on(FixedEquation)(lambda e: "int16_t" if e.highest < 1 << 15 else "int32_t")
+membrane_type.on(NeuronEquation)(lambda _: FLOAT)
+
+
+def shared(kind: str) -> str:
+    """The array of the state in which all values of a type lie."""
+    return f"shared{BYTES[kind] * 8}" if kind != FLOAT else "shared_float"
 
 
 def identifier(place: int, name: str) -> str:
@@ -228,15 +267,13 @@ def identifier(place: int, name: str) -> str:
     return f"{place}_{plain}" if plain else str(place)
 
 
-def _fits_int8(node: ir.IntegerInput) -> bool:
-    return node.low >= -128 and node.high <= 127
+def make_program(
+    model: Model, *, layout: Layout = "size", prefix: str = "soul", as_float: bool = False
+) -> Program:
+    """The program of a fixed-point model, or of a float model if that is asked for.
 
-
-def make_program(model: Model, *, layout: Layout = "size", prefix: str = "soul") -> Program:
-    """The program of a fixed-point model.
-
-    Raises UsageError for a float model or a wrong prefix, UnsupportedGraphError, naming the node,
-    for what has no loop in C.
+    Raises UsageError for a model of the other kind or a wrong prefix, UnsupportedGraphError, naming
+    the node, for what has no loop in C.
     """
     if not PREFIX.fullmatch(prefix):
         raise errors.UsageError(
@@ -244,14 +281,20 @@ def make_program(model: Model, *, layout: Layout = "size", prefix: str = "soul")
         )
     if layout not in LAYOUTS:
         raise errors.UnknownNameError("layout", layout, LAYOUTS)
-    if not model.graph.integers:
+    if not model.graph.integers and not as_float:
         raise errors.UsageError(
             "the model is a network of floating-point numbers; C is written from fixed-point "
-            "networks: `soul-deploy quantize MODEL -o MODEL_int8` makes one"
+            "networks: `soul-deploy quantize MODEL -o MODEL_int8` makes one; --float writes "
+            "float32, for comparison"
+        )
+    if model.graph.integers and as_float:
+        raise errors.UsageError(
+            "--float writes float32, and this is a fixed-point model; give the model that it was "
+            "made from, or leave --float out"
         )
     lowered = deploy.lower(model).composed
     refuse_unsupported(lowered)
-    return Program(lowered, layout, prefix)
+    return Program(model, lowered, layout, prefix)
 
 
 def refuse_unsupported(lowered: deploy.Deployed) -> None:
@@ -261,6 +304,12 @@ def refuse_unsupported(lowered: deploy.Deployed) -> None:
         raise errors.UnsupportedGraphError(
             f"{name}: its own spikes come back through {back.name}, which C has no loop for yet"
         )
+    for population in graph.populations:
+        if not isinstance(lowered.equations[population.name], FixedEquation | NeuronEquation):
+            raise errors.UnsupportedGraphError(
+                f"{population.name}: neurons of family {population.neuron.family!r} have no "
+                "equation in C; IF, LIF, PLIF and snnTorch's Leaky have"
+            )
     for node in graph.nodes:
         takes_all = node.projects or node.composable or node is graph.readout
         for name in node.inputs:
@@ -291,9 +340,3 @@ def _refuse_large(lowered: deploy.Deployed) -> None:
     for name, shape in lowered.graph.shapes.items():
         if math.prod(shape) >= MOST_INDEX // 4:
             raise errors.LimitError(f"{name}: {shape} is more than a microcontroller's loops count")
-
-
-def numbers_bits(numbers: Array) -> int:
-    """The signed type, as a negative number of bits, that holds all of them."""
-    low, high = (int(np.asarray(numbers).min(initial=0)), int(np.asarray(numbers).max(initial=0)))
-    return next(-b for b in (8, 16, 32) if -(1 << (b - 1)) <= low and high < 1 << (b - 1))

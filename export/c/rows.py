@@ -13,6 +13,7 @@ import numpy as np
 
 from soul_deploy import ir
 from soul_deploy.base import Array, brief, dispatch
+from soul_deploy.export.c.source import BYTES, FLOAT
 from soul_deploy.lowering import linear_operators
 
 Layout = Literal["size", "speed", "dense", "csr"]
@@ -25,10 +26,16 @@ its target's place besides the weight (docs/microcontroller.md has the instructi
 @brief
 @dataclass(frozen=True)
 class Rows:
-    """int8 weights (rows, width); `compressed` keeps those that are not 0, with their places."""
+    """Weights (rows, width), int8 or float32; `compressed` keeps those that are not 0, with their
+    places.
+    """
 
     weight: Array
     compressed: bool
+
+    @property
+    def type(self) -> str:
+        return "int8_t" if self.weight.dtype == np.int8 else FLOAT
 
     @property
     def stored(self) -> int:
@@ -36,32 +43,32 @@ class Rows:
         return int(np.count_nonzero(self.weight))
 
     @property
-    def index_bits(self) -> int:
-        return 8 if self.weight.shape[1] <= 1 << 8 else 16
+    def index_type(self) -> str:
+        return "uint8_t" if self.weight.shape[1] <= 1 << 8 else "uint16_t"
 
     @property
-    def start_bits(self) -> int:
-        return 16 if self.stored < 1 << 16 else 32
+    def start_type(self) -> str:
+        return "uint16_t" if self.stored < 1 << 16 else "uint32_t"
 
     @property
     def bytes(self) -> int:
         """Of flash, everything included."""
         if not self.compressed:
-            return self.weight.size
-        starts = (len(self.weight) + 1) * self.start_bits // 8
-        return self.stored * (1 + self.index_bits // 8) + starts
+            return self.weight.nbytes
+        starts = (len(self.weight) + 1) * BYTES[self.start_type]
+        return self.stored * (self.weight.itemsize + BYTES[self.index_type]) + starts
 
     @property
-    def tables(self) -> Mapping[str, tuple[int, Array]]:
-        """What the program reads: name -> (bits, numbers); weights are signed, the rest is not."""
+    def tables(self) -> Mapping[str, tuple[str, Array]]:
+        """What the program reads: name -> (type, numbers)."""
         if not self.compressed:
-            return {"weights": (-8, self.weight.reshape(-1))}
+            return {"weights": (self.type, self.weight.reshape(-1))}
         kept = self.weight != 0
         starts = np.concatenate([[0], np.cumsum(kept.sum(axis=1))])
         return {
-            "weights": (-8, self.weight[kept]),
-            "places": (self.index_bits, np.nonzero(kept)[1]),
-            "starts": (self.start_bits, starts),
+            "weights": (self.type, self.weight[kept]),
+            "places": (self.index_type, np.nonzero(kept)[1]),
+            "starts": (self.start_type, starts),
         }
 
 
@@ -87,7 +94,7 @@ def channel_last(shape: ir.Shape) -> Array:
 
 @dispatch.operation_table(linear_operators.LinearOperator)
 def weight_rows(operator: linear_operators.LinearOperator) -> Array:
-    """int8 (rows, targets of a row)."""
+    """(rows, targets of a row), int8 or float32."""
     raise weight_rows.unknown(operator)
 
 

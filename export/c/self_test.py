@@ -11,31 +11,34 @@ from soul_deploy.export.c import header
 from soul_deploy.export.c.golden import frames_of, golden
 from soul_deploy.export.c.program import Program
 from soul_deploy.export.c.rows import channel_last
-from soul_deploy.export.c.source import c_type, numbers_text
+from soul_deploy.export.c.source import FLOAT, numbers_text
 
 FNV_START, FNV_PRIME = 2166136261, 16777619
-SAMPLE = re.compile(r"static const \w+ given\[\d+\] = \{\n([-\d, \n]*)\n\};")
+SAMPLE = re.compile(r"static const \w+ given\[\d+\] = \{\n([-+\d.ef, \n]*)\n\};")
 COUNTS = re.compile(r"#define SAMPLES (\d{1,6})\n#define FRAMES (\d{1,6})\n")
 
 
 def test_c(program: Program, images: Tensor) -> str:
-    """The self-test on integers (N, ...) or (T, N, ...), as `images_for` gives them."""
+    """The self-test on inputs (N, ...) or (T, N, ...), as `images_for` gives them."""
     found = golden(program, images)
     frames = frames_of(program, images)
-    zero = _zero(program)
-    given, bits = frames.astype(np.int64) + zero, 8 if program.takes_pixels else -16
+    kind = header.map_type(program) if program.takes_maps else "int16_t"
+    given = frames if kind == FLOAT else frames.astype(np.int64) + _zero(program)
     names = [node.name for node in program.graph.populations]
     spikes = [[int(found.spikes[name][:, n].sum()) for name in names] for n in range(len(frames))]
     hashes = [[spike_hash(found.spikes[name][:, n]) for name in names] for n in range(len(frames))]
-    p = program.prefix
+    p, score = program.prefix, FLOAT if program.floats else "int32_t"
+    told = ("%.9g", "double") if program.floats else ("%ld", "long")
+    test = {"score": score, "form": told[0], "as": told[1], "prime": FNV_PRIME, "start": FNV_START}
     tables = [
-        _table(c_type(bits), "given", given),
+        _table(kind, "given", given),
         _table("uint32_t", "spikes", np.array(spikes)),
         _table("uint32_t", "hashes", np.array(hashes)),
-        _table("int32_t", "scores", found.scores),
+        _table(score, "scores", found.scores),
     ]
-    show = SHOW_PIXELS if program.takes_pixels else SHOW_EVENTS
-    shown = show.format(p=p, P=p.upper(), index=_index_bits(program))
+    show = SHOW_PIXELS if program.takes_maps else SHOW_EVENTS
+    index = program.values[program.input.name].index_type
+    shown = show.format(p=p, P=p.upper(), index=index, kind=kind)
     return "\n".join(
         [
             header.notice(program),
@@ -43,24 +46,20 @@ def test_c(program: Program, images: Tensor) -> str:
             f"#define SAMPLES {frames.shape[0]}\n#define FRAMES {frames.shape[1]}",
             f"#define SYNOPS {found.synops}u\n",
             *tables,
-            TEST.format(p=p, P=p.upper(), show=shown, start=FNV_START, prime=FNV_PRIME),
+            TEST.format(p=p, P=p.upper(), show=shown, **test),
         ]
     )
 
 
-def _index_bits(program: Program) -> int:
-    return program.values[program.input.name].index_bits
-
-
 def _zero(program: Program) -> Array:
     """What was taken off each input, in the program's order."""
-    shape, zero = program.input.shape, program.input.zero if program.takes_pixels else ()
+    shape, zero = program.input.shape, program.zero
     by_channel = np.array(zero or (0,), np.int64).reshape(-1, *[1] * (len(shape) - 1))
     return np.broadcast_to(by_channel, shape).reshape(-1)[channel_last(shape)]
 
 
 def _table(kind: str, name: str, numbers: Array) -> str:
-    flat = numbers.reshape(-1).tolist()
+    flat = numbers.reshape(-1)
     return f"static const {kind} {name}[{len(flat)}] = {{\n{numbers_text(flat)}\n}};\n"
 
 
@@ -84,24 +83,37 @@ def samples_in(program: Program, text: str) -> Tensor:
     samples, frames = int(counts[1]), int(counts[2])
     errors.require(frames in (1, program.graph.time_steps) and samples > 0, none)
     try:
-        numbers = np.array([int(number) for number in given[1].split(",")], np.int64)
-        numbers = numbers.reshape(samples, frames, -1) - _zero(program)
+        numbers = _numbers(program, given[1]).reshape(samples, frames, -1)
     except (ValueError, OverflowError) as error:
         raise errors.FileFormatError(none) from error
-    low, high = program.input.low, program.input.high
-    errors.require(bool(numbers.min() >= low and numbers.max() <= high), none)
+    if numbers.dtype.kind == "i":
+        numbers = numbers - _zero(program)
+        low, high = program.range
+        errors.require(bool(numbers.min() >= low and numbers.max() <= high), none)
     back = np.argsort(channel_last(shape))
-    maps = numbers[..., back].reshape(samples, frames, *shape).astype(np.int16)
+    maps = numbers[..., back].reshape(samples, frames, *shape)
+    maps = maps.astype(np.float32 if program.floats else np.int16)
     if frames == 1:
         return torch.from_numpy(np.ascontiguousarray(maps[:, 0]))
     return torch.from_numpy(np.ascontiguousarray(maps.swapaxes(0, 1)))
+
+
+def _numbers(program: Program, text: str) -> Array:
+    """float32 or int64. Raises ValueError, OverflowError."""
+    parts = text.split(",")
+    if not (program.floats and program.takes_maps):
+        return np.array([int(number) for number in parts], np.int64)
+    found = np.array([float(number.strip().removesuffix("f")) for number in parts], np.float32)
+    if not np.isfinite(found).all():
+        raise OverflowError
+    return found
 
 
 SHOW_PIXELS = """\
 /* Show a sample: one image at every step, or a frame each. */
 static int show(int sample)
 {{
-    const uint8_t *pixels = given + (long)sample * FRAMES * {P}_INPUTS;
+    const {kind} *pixels = given + (long)sample * FRAMES * {P}_INPUTS;
     if (FRAMES == 1) {{
         return {p}_run(&state, pixels);
     }}
@@ -116,7 +128,7 @@ static int show(int sample)
 }}
 """
 SHOW_EVENTS = """\
-static uint{index}_t index[{P}_INPUTS];
+static {index} index[{P}_INPUTS];
 static int16_t count[{P}_INPUTS];
 
 /* Show a sample: a list of what is not 0 at every step. */
@@ -133,7 +145,7 @@ static int show(int sample)
         events.n = 0;
         for (int32_t n = 0; n < {P}_INPUTS; n++) {{
             if (inputs[n] != 0) {{
-                index[events.n] = (uint{index}_t)n;
+                index[events.n] = ({index})n;
                 count[events.n] = inputs[n];
                 events.n++;
             }}
@@ -177,10 +189,10 @@ static int compare(int sample)
     (void)hashes;
 #endif
     for (int k = 0; k < {P}_CLASSES; k++) {{
-        const int32_t expected = scores[sample * {P}_CLASSES + k];
+        const {score} expected = scores[sample * {P}_CLASSES + k];
         if (state.scores[k] != expected) {{
-            printf("sample %d, class %d: %ld, %ld expected\\n", sample, k, (long)state.scores[k],
-                   (long)expected);
+            printf("sample %d, class %d: {form}, {form} expected\\n", sample, k,
+                   ({as})state.scores[k], ({as})expected);
             wrong++;
         }}
     }}

@@ -5,13 +5,15 @@ import numpy as np
 from soul_deploy.base import Array, dispatch
 from soul_deploy.export.c.program import Value
 from soul_deploy.export.c.rows import Rows, channel_last
+from soul_deploy.export.c.source import FLOAT
 from soul_deploy.export.c.writer import Writer
 from soul_deploy.lowering import linear_operators
 
 
 def bias_of(c: Writer, bias: Array, out: Value) -> str:
     channel = "n" if len(out.shape) == 1 else f"n % {out.channels}"
-    return f"(uint{out.bits}_t){c.constant('bias', bias, channel)}"
+    number = c.constant("bias", bias, channel)
+    return number if out.type == FLOAT else f"({out.type}){number}"
 
 
 class Counting:
@@ -22,7 +24,7 @@ class Counting:
         if live is not None:
             flat = live.reshape(-1)[channel_last(live.shape)]
             packed = np.packbits(flat, bitorder="little")
-            self.table = c.table("live_targets", packed, 8, counting=True)
+            self.table = c.table("live_targets", packed, "uint8_t", counting=True)
 
     def add(self, target: str, x: str, weight: str | None) -> None:
         """Count an addition, if the weight (None: always) is not 0."""
@@ -57,7 +59,7 @@ def _convolution(
                 inner, share = op.weight.shape[1], out.channels // op.groups
                 first += f" + channel / {inner} * {share}"
             c.add(f"const int32_t first = {first};")
-            add_row(c, c.program.rows[name], f"uint{out.bits}_t", "current", x, counting)
+            add_row(c, c.program.rows[name], out.type, "current", x, counting)
 
 
 def _refuse_beyond(op: linear_operators.ConvOperator, c: Writer) -> None:
@@ -76,16 +78,16 @@ def _matrix(
 ) -> None:  # fmt: skip
     with c.each_event(source, "given") as x:
         c.add("const int32_t r = n, first = 0;")
-        add_row(c, c.program.rows[name], f"uint{out.bits}_t", "current", x, counting)
+        add_row(c, c.program.rows[name], out.type, "current", x, counting)
 
 
 def add_row(
-    c: Writer, rows: Rows, kind: str, array: str, x: str, counting: Counting | None
+    c: Writer, rows: Rows, sums: str, array: str, x: str, counting: Counting | None
 ) -> None:
-    """Add row r, times x, to the targets from `first` on; kind: the type of the sums."""
-    tables = {part: c.table(part, n, bits) for part, (bits, n) in rows.tables.items()}
-    weights, cast = tables["weights"], f"({kind})" if kind.startswith("u") else ""
-    c.add(f"{kind} *const target = {array} + first;")
+    """Add row r, times x, to the targets from `first` on; sums: their type."""
+    tables = {part: c.table(part, n, kind) for part, (kind, n) in rows.tables.items()}
+    weights, cast = tables["weights"], f"({sums})" if sums.startswith("u") else ""
+    c.add(f"{sums} *const target = {array} + first;")
 
     def addition(target: str, weight: str) -> None:
         product = weight if x == "1" else f"({x} * {weight})"
@@ -93,7 +95,7 @@ def add_row(
 
     if not rows.compressed:
         width = rows.weight.shape[1]
-        c.add(f"const int8_t *const weight = {weights} + r * {width};")
+        c.add(f"const {rows.type} *const weight = {weights} + r * {width};")
         with c.block(f"for (int32_t o = 0; o < {width}; o++)"):
             addition("o", "weight[o]")
             if counting:

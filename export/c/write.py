@@ -1,4 +1,4 @@
-"""The folder of C files of a fixed-point model."""
+"""The folder of C files of a model."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -32,13 +32,19 @@ class CProgram:
 
 
 def build_c(
-    model: Model, images: Images, *, layout: Layout = "size", prefix: str = "soul"
+    model: Model,
+    images: Images,
+    *,
+    layout: Layout = "size",
+    prefix: str = "soul",
+    as_float: bool = False,
 ) -> CProgram:
     """The C program of a fixed-point model, its self-test on `images` (as `images_for` takes them).
 
-    Raises UsageError for a float model, UnsupportedGraphError for what has no loop in C.
+    as_float: of a float model, for comparison. Raises UsageError for a model of the other kind,
+    UnsupportedGraphError for what has no loop in C.
     """
-    program = make_program(model, layout=layout, prefix=prefix)
+    program = make_program(model, layout=layout, prefix=prefix, as_float=as_float)
     given, _ = images_for(model, images)
     return program_files(program, given)
 
@@ -63,12 +69,13 @@ def export_c(
     *,
     layout: Layout = "size",
     prefix: str = "soul",
+    as_float: bool = False,
 ) -> CProgram:
     """Write the C program of `model` to `folder`, which is made; other files in it stay.
 
     Raises as `build_c`, PathKindError for a file at `folder`, FileWriteError.
     """
-    found = build_c(model, images, layout=layout, prefix=prefix)
+    found = build_c(model, images, layout=layout, prefix=prefix, as_float=as_float)
     write_files(found, Path(folder))
     return found
 

@@ -8,9 +8,8 @@ import numpy as np
 
 from soul_deploy import ir
 from soul_deploy.base import Array
-from soul_deploy.export.c import program
-from soul_deploy.export.c.program import EVENTS, VALUES, Program, Value
-from soul_deploy.export.c.source import Lines, Table, c_type
+from soul_deploy.export.c.program import EVENTS, VALUES, Program, Value, shared
+from soul_deploy.export.c.source import BYTES, FLOAT, Lines, Table, literal, type_of
 
 
 @dataclass
@@ -25,26 +24,26 @@ class Writer(Lines):
     def macro(self) -> str:
         return self.program.prefix.upper()
 
-    def table(self, part: str, numbers: Array, bits: int | None = None, **how: bool) -> str:
-        """A constant table of this node; its name in C."""
+    def table(self, part: str, numbers: Array, kind: str = "", **how: bool) -> str:
+        """A constant table of this node, of the type `kind`; its name in C."""
         name = f"{self.program.prefix}_{self.ident}_{part}"
         flat = np.asarray(numbers).reshape(-1)
-        self.tables.append(Table(name, bits or program.numbers_bits(flat), flat, **how))
+        self.tables.append(Table(name, kind or type_of(flat), flat, **how))
         return name
 
     def constant(self, part: str, numbers: Array, channel: str) -> str:
         """A number that is one for all, or one for each channel, as an expression."""
         flat = np.asarray(numbers).reshape(-1)
         if (flat == flat[0]).all():
-            return str(int(flat[0]))
+            return literal(flat[0])
         return f"{self.table(part, flat)}[{channel}]"
 
     def pointer(self, name: str, key: str, *, constant: bool = False) -> None:
         """Declare `name` for an array in the shared memory."""
         memory = self.program.memory
-        bits = memory.bits[key]
-        kind = f"{'const ' if constant else ''}{c_type(bits)}"
-        self.add(f"{kind} *const {name} = s->shared{bits} + {memory.offsets[key]};")
+        kind = memory.types[key]
+        const = "const " if constant else ""
+        self.add(f"{const}{kind} *const {name} = s->{shared(kind)} + {memory.offsets[key]};")
 
     def open_value(self, value: Value, name: str, *, constant: bool = True) -> None:
         """Declare the arrays of a value, called after `name`."""
@@ -52,14 +51,16 @@ class Writer(Lines):
             self.pointer(name, value.ident, constant=constant)
         elif value.form == "events":
             self.pointer(f"{name}_list", f"{value.ident}.{EVENTS}", constant=constant)
-            if value.bits:
+            if value.type:
                 self.pointer(f"{name}_values", f"{value.ident}.{VALUES}", constant=constant)
 
     def read(self, value: Value, name: str, n: str) -> str:
-        """An element of the input or of a current, as int32."""
+        """An element of the input or of a current, as int32 or float."""
         if value.form == "input":
             return f"s->input[{n}]"
-        return f"{self.program.prefix}_signed{value.bits}({name}[{n}])"
+        if value.type == FLOAT:
+            return f"{name}[{n}]"
+        return f"{self.program.prefix}_signed{BYTES[value.type] * 8}({name}[{n}])"
 
     @contextmanager
     def each_event(self, value: Value, name: str, number: int = 0) -> Iterator[str]:
@@ -67,12 +68,12 @@ class Writer(Lines):
         if value.form == "events":
             with self.block(f"for (uint32_t e = 0; e < s->count_{value.ident}; e++)"):
                 self.add(f"const int32_t n = (int32_t){name}_list[e];")
-                if value.bits:
+                if value.type:
                     self.add(f"const int32_t x = (int32_t){name}_values[e];")
-                yield "x" if value.bits else "1"
+                yield "x" if value.type else "1"
             return
         with self.block(f"for (int32_t n = 0; n < {value.length}; n++)"):
-            self.add(f"const int32_t x = {self.read(value, name, 'n')};")
+            self.add(f"const {value.number} x = {self.read(value, name, 'n')};")
             with self.block("if (x == 0)"):
                 self.add("continue;")
             yield "x"
@@ -112,9 +113,9 @@ class Writer(Lines):
 
     def put_event(self, value: Value, n: str, x: str) -> None:
         """Append to the list `out`."""
-        self.add(f"out_list[count] = (uint{value.index_bits}_t)({n});")
-        if value.bits:
-            self.add(f"out_values[count] = (uint{value.bits}_t)({x});")
+        self.add(f"out_list[count] = ({value.index_type})({n});")
+        if value.type:
+            self.add(f"out_values[count] = ({value.type})({x});")
         self.add("count++;")
 
     def fill(self, array: str, length: int, number: str = "0") -> None:

@@ -3,13 +3,14 @@
 1. Static: the program is written anew from the model and must equal the folder's files, byte for
    byte. Nothing of the folder is ever compiled.
 2. Run: what was just written is built with the machine's compiler, with warnings as errors and
-   sanitizers, in a temporary folder; spikes of every step, membranes, integer scores and SynOps
-   equal the model's, without tolerance.
+   sanitizers, in a temporary folder; spikes of every step, membranes, scores and SynOps equal the
+   model's, without tolerance. Of float32 they are those of its order of sums (export/c/ordered.py),
+   and end to end they are compared with the model in PyTorch, as other engines that round are.
 """
 
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,20 +21,31 @@ from torch import Tensor
 
 from soul_deploy.base import Array, brief, errors, tables
 from soul_deploy.data.given import Images, images_for
-from soul_deploy.equivalence.comparison import first_lines, passed_text, verdict_text
+from soul_deploy.equivalence.comparison import (
+    CheckResult,
+    Comparison,
+    check_lines,
+    first_lines,
+    passed_text,
+    verdict_text,
+)
+from soul_deploy.equivalence.engines import Comparer, ExecutionRun, LayerRun
+from soul_deploy.equivalence.reference import ReferenceModel
 from soul_deploy.equivalence.verdict import Verdict, verdict_of
 from soul_deploy.export.c import harness, header, self_test
 from soul_deploy.export.c.golden import Golden, frames_of, golden
-from soul_deploy.export.c.program import make_program
+from soul_deploy.export.c.program import Program, make_program
+from soul_deploy.export.c.rows import channel_last
 from soul_deploy.export.c.write import TEST, CProgram, program_files
 from soul_deploy.model.model import Model
+from soul_deploy.nn.graph_module import Signal
 
 SCHEMA = "soul-deploy/verify-c/1"
 BATCH = 16
 NO_COMPILER = "no C compiler (cc, gcc, clang, or $CC) is here, so the program was not run"
 HEAD = re.compile(
     re.escape(f"/* {header.FORMAT}")
-    + r" layout=([a-z]{1,8}) prefix=([a-z0-9_]{1,31}) T=(\d{1,6})\n"
+    + r" layout=([a-z]{1,8}) prefix=([a-z0-9_]{1,31}) T=(\d{1,6})( float32)?\n"
 )
 
 
@@ -63,7 +75,7 @@ class CReport(tables.Shown):
     what ended the run, or why there was none.
 
     samples: how many were run; differing_scores: integers; differing_synops: batches whose counts
-    differ.
+    differ. whole: of float32, against the model in PyTorch.
     """
 
     artifact: str
@@ -74,6 +86,7 @@ class CReport(tables.Shown):
     samples: int = 0
     differing_scores: int = 0
     differing_synops: int = 0
+    whole: CheckResult = field(default_factory=CheckResult)
     stopped: str = ""
     no_compiler: bool = False
     allow_silent: bool = False
@@ -87,7 +100,7 @@ class CReport(tables.Shown):
     def agree(self) -> bool:
         apart = sum(p.differing_spikes + p.differing_membranes for p in self.populations)
         apart += self.differing_scores + self.differing_synops
-        return not (self.problems or self.stopped or apart)
+        return self.whole.passed and not (self.problems or self.stopped or apart)
 
     @property
     def verdict(self) -> Verdict:
@@ -109,8 +122,16 @@ class CReport(tables.Shown):
                 f"{self.differing_scores} scores differ, SynOps "
                 f"{'differ' if self.differing_synops else 'are equal'}"
             )
+            lines += self._against_pytorch()
         title = f"{self.artifact} against its model, on {self.images}"
         return [title, *self._table(), *lines, self._verdict()]
+
+    def _against_pytorch(self) -> list[str]:
+        if not self.whole.samples:
+            return []
+        order = "  of float32, in the program's order of sums; against PyTorch:"
+        check = Comparison(forced=CheckResult(), end_to_end=self.whole, time_steps=self.time_steps)
+        return [order, *(f"  {line}" for line in check_lines(check)[1])]
 
     def _verdict(self) -> str:
         if self.no_compiler and not self.problems:
@@ -142,6 +163,7 @@ class CReport(tables.Shown):
             "populations": [vars(population) for population in self.populations],
             "differing_scores": self.differing_scores,
             "synops_equal": not self.differing_synops,
+            "against_pytorch": self.whole.to_dict() if self.whole.samples else None,
             "silent_layers": list(self.silent),
             "allow_silent": self.allow_silent,
         }
@@ -157,7 +179,7 @@ def verify_c(
     batch: int = BATCH,
     allow_silent: bool = False,
 ) -> CReport:
-    """Whether a folder of C is the fixed-point `model`; images: as `images_for` takes them.
+    """Whether a folder of C is `model`, fixed-point or float; images: as `images_for` takes them.
 
     Raises FileFormatError for a folder without such a program, UsageError and
     UnsupportedGraphError as `make_program`.
@@ -188,7 +210,7 @@ def _regenerated(model: Model, folder: Path) -> tuple[CProgram, tuple[str, ...]]
     if steps != model.graph.time_steps:
         model = model.with_time_steps(steps)
     layout: Any = found[1]
-    program = make_program(model, layout=layout, prefix=found[2])
+    program = make_program(model, layout=layout, prefix=found[2], as_float=found[4] is not None)
     expected = program_files(program, self_test.samples_in(program, test))
     return expected, tuple(_differences(expected, folder))
 
@@ -237,6 +259,9 @@ def _batch(report: CReport, expected: CProgram, executable: Path, images: Tensor
     model = golden(program, images)
     (shown,) = harness.run(executable, [(program, frames_of(program, images))])
     checks = tuple(_population(name, model, shown) for name in model.spikes)
+    whole = report.whole
+    if program.floats:
+        whole += against_pytorch(program, shown, images)
     before = report.populations or tuple(PopulationCheck(name=name) for name in model.spikes)
     return replace(
         report,
@@ -244,7 +269,37 @@ def _batch(report: CReport, expected: CProgram, executable: Path, images: Tensor
         samples=report.samples + len(model.scores),
         differing_scores=report.differing_scores + _apart(model.scores, shown.scores),
         differing_synops=report.differing_synops + (model.synops != shown.synops),
+        whole=whole,
     )
+
+
+def against_pytorch(program: Program, shown: harness.Shown, images: Tensor) -> CheckResult:
+    """What a float32 program gave on a batch: spikes may differ where rounding explains it."""
+    return Comparer(ReferenceModel(program.model)).end_to_end(_Shown(program, shown), images)
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """What the program gave on a batch, as an execution."""
+
+    program: Program
+    shown: harness.Shown
+
+    def run(self, images: Tensor) -> ExecutionRun:
+        spikes = {
+            node.name: torch.from_numpy(self._back(self.shown.spikes[node.name], node.name))
+            for node in self.program.graph.populations
+        }
+        return ExecutionRun(spikes, torch.from_numpy(self.shown.scores.copy()))
+
+    def _back(self, spikes: Array, name: str) -> Array:
+        """(T, N, ...) of what is in the program's order."""
+        shape = self.program.graph.shapes[name]
+        ordered = spikes[..., np.argsort(channel_last(shape))]
+        return np.ascontiguousarray(ordered.reshape(*spikes.shape[:2], *shape))
+
+    def run_layer(self, layer: str, values: Mapping[str, Signal]) -> LayerRun:
+        raise errors.UsageError("a C program runs as a whole")
 
 
 def _population(name: str, model: Golden, shown: harness.Shown) -> PopulationCheck:

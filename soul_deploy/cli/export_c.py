@@ -17,6 +17,7 @@ from soul_deploy.cli.options import CheckOptions
 from soul_deploy.equivalence.verdict import Verdict
 from soul_deploy.export.c import rows, write
 from soul_deploy.export.c.program import make_program
+from soul_deploy.export.c.source import FLOAT
 from soul_deploy.export.verify import c as c_check
 from soul_deploy.export.verify.c import CReport
 from soul_deploy.nn.graph_module import shows_image
@@ -40,16 +41,10 @@ class COptions:
         errors.require_least(1, golden=self.golden)
 
 
-FLOAT = (
-    "C of float32 is not written: the fixed-point program is what is proven equal; quantise the "
-    "model (`soul-deploy quantize`) and leave --float out"
-)
-
-
 @click.command(cls=parsing.SoulCommand, example="export c model_int8.safetensors -o net_c")
 @options.export_options()
 @common.option_group("form", COptions)
-@common.option("--float", "as_float", is_flag=True, help="Not yet: C of float32, for comparison.")
+@common.option("--float", "as_float", is_flag=True, help="float32, of a float model: to compare.")
 def c(
     model_path: Path,
     output: Path | None,
@@ -62,14 +57,13 @@ def c(
     """Write MODEL, a fixed-point model file, as a folder of C99 for microcontrollers.
 
     Integers only, no heap, no library; spikes drive the loops over compressed or dense rows of
-    weights. The folder holds a self-test and a Makefile.
+    weights. The folder holds a self-test and a Makefile. --float writes float32 of a float model,
+    to compare with.
     """
-    if as_float:
-        raise errors.UsageError(FLOAT)
     files.require_file(model_path)
     folder = output or model_path.with_name(f"{model_path.stem}_c")
     source = Source.load(model_path, time_step)
-    program = make_program(source.model, layout=form.layout, prefix=form.prefix)
+    program = make_program(source.model, layout=form.layout, prefix=form.prefix, as_float=as_float)
     images, described = checking.check_images(source.model, check_on)
     progress.status(f"export: writing {folder}")
     found = write.program_files(program, _first(source, images, form.golden))
@@ -137,6 +131,7 @@ def _tell(
 def layer_table(found: write.CProgram) -> tables.Table:
     """How each layer's weights are stored."""
     rows_of, values = found.program.rows, found.program.values
+    scores = FLOAT if found.program.floats else "int32"
     lines = [
         (
             name,
@@ -144,7 +139,7 @@ def layer_table(found: write.CProgram) -> tables.Table:
             stored.stored,
             stored.weight.size,
             stored.bytes,
-            f"int{values[name].bits}" if name in values else "int32",
+            (values[name].type if name in values else scores).removesuffix("_t"),
         )
         for name, stored in rows_of.items()
     ]

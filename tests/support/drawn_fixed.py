@@ -1,5 +1,6 @@
 """Random fixed-point networks: the float networks that other tests draw, in integers."""
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,8 +11,10 @@ from chains import ChainSpec
 from hypothesis import HealthCheck, Phase
 from hypothesis import strategies as st
 from parity import Drawn, drawn_networks, masked_model
+from torch import Tensor
 
 from soul_deploy.base import Array, errors
+from soul_deploy.export.c.program import make_program
 from soul_deploy.model.model import Model, with_input_kind
 from soul_deploy.quantization import network, units
 from soul_deploy.quantization.network import INT16_BITS
@@ -47,6 +50,46 @@ def fixed_case(drawn: Drawn, kind: str, scale: units.Scale, sequence: bool) -> F
     return FixedCase(found, values.astype(np.uint8 if kind == "images" else np.int16))
 
 
+@dataclass(frozen=True)
+class FloatCase:
+    """A float network and images for it; exact: all its sums are, in any order."""
+
+    model: Model
+    images: Tensor
+    exact: bool
+
+    @property
+    def given(self) -> Array:
+        found: Array = self.images.numpy()
+        return found
+
+
+def float_case(drawn: Drawn) -> FloatCase:
+    """IF, LIF and PLIF, as the spec of the network has them."""
+    plain = replace(drawn, family="", membrane="", feedback="")
+    return FloatCase(*masked_model(plain), plain.exact)
+
+
+def draw_float(count: int, seed: int = 0) -> list[FloatCase]:
+    """Networks that have a form in C."""
+    found: list[FloatCase] = []
+
+    @hypothesis.seed(seed)
+    @_only_drawing(3 * count)
+    @hypothesis.given(drawn_networks())
+    def draw(drawn: Drawn) -> None:
+        if len(found) < count:
+            case = float_case(drawn)
+            with contextlib.suppress(errors.UnsupportedGraphError):
+                make_program(case.model, as_float=True)
+                found.append(case)
+
+    run: Callable[[], None] = draw
+    run()
+    assert len(found) == count
+    return found
+
+
 def draw_fixed(count: int, seed: int = 0) -> list[FixedCase]:
     """Networks of all kinds, of which those are left out that cannot be in fixed point."""
     found: list[FixedCase] = []
@@ -57,18 +100,22 @@ def draw_fixed(count: int, seed: int = 0) -> list[FixedCase]:
     return found
 
 
-def _drawn(most: int, seed: int) -> list[FixedCase]:
-    found: list[FixedCase] = []
-    kinds, scales = st.sampled_from(("images", "counts", "spikes")), st.sampled_from(units.SCALES)
-
-    @hypothesis.seed(seed)
-    @hypothesis.settings(
-        max_examples=3 * most,
+def _only_drawing(examples: int) -> hypothesis.settings:
+    return hypothesis.settings(
+        max_examples=examples,
         database=None,
         deadline=None,
         phases=[Phase.generate],
         suppress_health_check=list(HealthCheck),
     )
+
+
+def _drawn(most: int, seed: int) -> list[FixedCase]:
+    found: list[FixedCase] = []
+    kinds, scales = st.sampled_from(("images", "counts", "spikes")), st.sampled_from(units.SCALES)
+
+    @hypothesis.seed(seed)
+    @_only_drawing(3 * most)
     @hypothesis.given(drawn_networks(), kinds, scales, st.booleans())
     def draw(drawn: Drawn, kind: str, scale: Any, sequence: bool) -> None:
         slow = isinstance(drawn.spec, ChainSpec) and drawn.seed % 3  # it is traced from a module

@@ -215,8 +215,10 @@ def test_what_is_refused_says_what_to_do(tmp_path: Path) -> None:
     path = saved(tmp_path, small_model())
     done = invoke("export", "c", path, "--input", "random")
     assert done.exit_code == 2 and "soul-deploy quantize" in done.output
-    done = invoke("export", "c", path, "--float")
-    assert done.exit_code == 2 and "quantise" in done.output
+    fixed = tmp_path / "fixed.safetensors"
+    save(counting_network(), fixed)
+    done = invoke("export", "c", fixed, "--float", "--input", "random")
+    assert done.exit_code == 2 and "leave --float out" in done.output
     with pytest.raises(errors.UsageError, match="prefix"):
         make_program(counting_network(), prefix="A b")
     with pytest.raises(errors.UnknownNameError, match="layout"):
@@ -230,10 +232,10 @@ def test_rows_are_stored_as_asked() -> None:
     weight = np.zeros((4, 300), np.int8)
     weight[1, 299] = -128 + 1
     sparse = rows_of(weight, "size")
-    assert sparse.compressed and sparse.index_bits == 16 and sparse.bytes == 3 + 5 * 2
+    assert sparse.compressed and sparse.index_type == "uint16_t" and sparse.bytes == 3 + 5 * 2
     assert sparse.tables["places"][1].tolist() == [299]
     assert sparse.tables["starts"][1].tolist() == [0, 0, 1, 1, 1]
-    assert Rows(weight[:, :256], True).index_bits == 8
+    assert Rows(weight[:, :256], True).index_type == "uint8_t"
     assert not rows_of(weight, "dense").compressed and rows_of(weight, "dense").bytes == 1200
     full = np.ones((4, 8), np.int8)
     assert not rows_of(full, "size").compressed and not rows_of(full, "speed").compressed
@@ -242,26 +244,27 @@ def test_rows_are_stored_as_asked() -> None:
 
 needs = st.lists(
     st.tuples(
-        st.sampled_from((8, 16, 32)), st.integers(1, 50), st.integers(0, 9), st.integers(0, 9)
+        st.sampled_from(("uint8_t", "uint16_t", "float")),
+        *(st.integers(1, 50), st.integers(0, 9), st.integers(0, 9)),
     )
 )
 
 
 @given(needs)
-def test_arrays_in_use_at_once_never_overlap(drawn: list[tuple[int, int, int, int]]) -> None:
+def test_arrays_in_use_at_once_never_overlap(drawn: list[tuple[str, int, int, int]]) -> None:
     given_needs = [Need(str(i), b, n, min(a, z), max(a, z)) for i, (b, n, a, z) in enumerate(drawn)]
     found = place(given_needs)
     for one in given_needs:
         start = found.offsets[one.key]
-        assert start >= 0 and start + one.length <= found.lengths[one.bits]
+        assert start >= 0 and start + one.length <= found.lengths[one.type]
         for other in given_needs:
-            if other is not one and other.bits == one.bits and one.meets(other):
+            if other is not one and other.type == one.type and one.meets(other):
                 other_start = found.offsets[other.key]
                 assert start + one.length <= other_start or other_start + other.length <= start
 
 
 def test_memory_is_shared_by_layers_that_are_not_in_use_at_once() -> None:
-    chain = [Need(str(i), 16, 100, i, i + 1) for i in range(6)]
+    chain = [Need(str(i), "uint16_t", 100, i, i + 1) for i in range(6)]
     assert place(chain).bytes == 400
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from soul_deploy import ir
-from soul_deploy.base import Array, brief, dispatch
+from soul_deploy.base import Array, brief, dispatch, errors
 from soul_deploy.export.c.program import Program
 from soul_deploy.export.c.rows import channel_last
 from soul_deploy.lowering import linear_operators
@@ -49,6 +49,15 @@ def run(program: Program, given: Array, *, still: bool) -> Run:
 def _value(node: ir.Node, program: Program, inputs: list[Array]) -> Array:
     """(T or 1, N, ...) of inputs of that kind."""
     raise ir.no_entry(node, "C of float32")
+
+
+_value.refuse(
+    *(ir.Input, ir.Population, ir.AvgPool, ir.AdaptiveAvgPool, ir.Flatten, ir.Readout),
+    *(ir.Scale, ir.ChannelNorm),
+    error=lambda node: errors.UnsupportedGraphError(
+        f"{node.name}: {node.op} is no value of its own"
+    ),
+)
 
 
 @_value.on(ir.Projection)

@@ -40,18 +40,18 @@ def run(program: Program, given: Array, *, still: bool) -> Run:
         if isinstance(node, ir.Population):
             values[node.name], membranes[node.name] = _fire(node, program, inputs[0])
         else:
-            values[node.name] = _value(node, program, inputs)
+            values[node.name] = value_of(node, program, inputs)
     (source,) = program.sources(program.graph.readout)
     return Run(values, membranes, _scores(program, values[source]))
 
 
 @dispatch.operation_table(ir.Node)
-def _value(node: ir.Node, program: Program, inputs: list[Array]) -> Array:
+def value_of(node: ir.Node, program: Program, inputs: list[Array]) -> Array:
     """(T or 1, N, ...) of inputs of that kind."""
     raise ir.no_entry(node, "C of float32")
 
 
-_value.refuse(
+value_of.refuse(
     *(ir.Input, ir.Population, ir.AvgPool, ir.AdaptiveAvgPool, ir.Flatten, ir.Readout),
     *(ir.Scale, ir.ChannelNorm),
     error=lambda node: errors.UnsupportedGraphError(
@@ -60,23 +60,23 @@ _value.refuse(
 )
 
 
-@_value.on(ir.Projection)
+@value_of.on(ir.Projection)
 def _projection(node: ir.Projection, program: Program, inputs: list[Array]) -> Array:
     operator = program.operator(node)
-    assert operator is not None
+    assert isinstance(operator, linear_operators.Operator)
     (x,) = inputs
     sums = ordered_sums(operator, x.reshape(-1, *operator.in_shape))
     return sums.reshape(*x.shape[:2], *operator.out_shape)
 
 
-@_value.on(ir.MaxPool, ir.Scatter)
+@value_of.on(ir.MaxPool, ir.Scatter)
 def _unweighed(node: ir.Node, program: Program, inputs: list[Array]) -> Array:
     (x,) = inputs
     found = operations.unweighed(node, torch.from_numpy(x.reshape(-1, *x.shape[2:]))).numpy()
     return found.reshape(*x.shape[:2], *found.shape[1:])
 
 
-@_value.on(ir.Merge)
+@value_of.on(ir.Merge)
 def _merge(node: ir.Merge, program: Program, inputs: list[Array]) -> Array:
     return layers.merged(node.function, [torch.from_numpy(x) for x in inputs]).numpy()
 
@@ -97,8 +97,8 @@ def _fire(node: ir.Population, program: Program, current: Array) -> tuple[Array,
     return spikes if mask is None else spikes * mask, state[0]
 
 
-@dispatch.operation_table(linear_operators.LinearOperator)
-def ordered_sums(operator: linear_operators.LinearOperator, x: Array) -> Array:
+@dispatch.operation_table(linear_operators.Operator)
+def ordered_sums(operator: linear_operators.Operator, x: Array) -> Array:
     """float32 (F, ...) of inputs (F, ...)."""
     raise ordered_sums.unknown(operator)
 

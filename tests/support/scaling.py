@@ -14,6 +14,7 @@ import numpy as np
 from soul_deploy.analysis.connectivity import reach
 from soul_deploy.base.dispatch import OperationTable, tables_over
 from soul_deploy.export.c.layers import write_layer
+from soul_deploy.export.c.ordered import value_of
 from soul_deploy.export.event.build import layer_maker
 from soul_deploy.export.nir import write as nir_write
 from soul_deploy.export.onnx import nodes as onnx_nodes
@@ -87,7 +88,8 @@ ENTRIES: tuple[tuple[OperationTable[Any], Callable[..., Any]], ...] = (
     (nir_write.append_nir, _nir),
     (bound_of, lambda node, lowered, found: None),
     (kept_as, lambda node, graph: node),
-    (write_layer, lambda node, c: None),  # of a fixed-point network it is no node
+    (write_layer, lambda node, c: None),  # composed into a projection it is no node
+    (value_of, lambda node, program, inputs: None),
 )
 
 

@@ -75,6 +75,7 @@ _NAMES = {
     "prune_unstructured": "prune.unstructured.pipeline:prune_unstructured",
     "quantize": "quantization.quantize:quantize",
     "remove": "prune.removal.apply:remove",
+    "report": "reporting.report:report",
     "save": "model.file:save",
     "train": "training.train:train",
     "verify": "export.verify.verify:verify",
@@ -124,6 +125,7 @@ if TYPE_CHECKING:
     from soul_deploy.prune.unstructured.pipeline import prune_unstructured as prune_unstructured
     from soul_deploy.quantization.quantize import QuantizeConfig as QuantizeConfig
     from soul_deploy.quantization.quantize import quantize as quantize
+    from soul_deploy.reporting.report import report as report
     from soul_deploy.runtime.bench.runner import BenchConfig as BenchConfig
     from soul_deploy.runtime.bench.runner import bench as bench
     from soul_deploy.runtime.engine import network as _network

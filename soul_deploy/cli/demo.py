@@ -17,6 +17,7 @@ STEM = "spikingvgg5_lif_mnist5k_T4_2025"
 BRANCHES = ("structured", "unstructured")
 ONNX, EVENT, TIMES = "compact.onnx", "compact.event.safetensors", "bench.json"
 DENSE_ONNX = "dense.onnx"
+REPORT = "report.html"
 
 
 def demo_files(folder: Path) -> dict[str, Path]:
@@ -57,7 +58,7 @@ def commands(folder: Path, threads: int) -> list[list[str]]:
     typed = [train, ["export", "onnx", dense, "--output", found[DENSE_ONNX]]]
     for branch, prune in zip(BRANCHES, (structured, unstructured), strict=True):
         typed += [prune, *_deploy(found, branch)]
-    return typed
+    return [*typed, _report(folder, found)]
 
 
 def _deploy(found: Mapping[str, str], branch: str) -> list[list[str]]:
@@ -77,6 +78,16 @@ def _deploy(found: Mapping[str, str], branch: str) -> list[list[str]]:
     ]
 
 
+def _report(folder: Path, found: Mapping[str, str]) -> list[str]:
+    """All of it on one page."""
+    networks = [f"{name}={found[name]}" for name in ("dense", *BRANCHES)]
+    made = [found[f"{branch}/{name}"] for branch in BRANCHES for name in (ONNX, EVENT, TIMES)]
+    logs = [f"{kind}_{STEM}.jsonl" for kind in ("train", "prune", "unstructured")]
+    files = [*networks, found[DENSE_ONNX], *made, *(str(folder / "logs" / log) for log in logs)]
+    title = "A SpikingVGG on 5,000 digits"
+    return ["report", *files, "--input", "data", "--title", title, "-o", str(folder / REPORT)]
+
+
 @click.command(cls=parsing.SoulCommand, example="demo --dry_run")
 @common_options.output_option(
     "Folder for all files; existing ones are replaced.",
@@ -92,7 +103,8 @@ def demo(output: Path, threads: int, dry_run: bool) -> None:
     """
     if not dry_run:
         lazy.load_object("torch:Tensor", "soul-deploy demo")
-        files.require_writable(*demo_files(output).values())
+        lazy.load_object("soul_deploy.reporting.report:require_libraries", "soul-deploy demo")()
+        files.require_writable(*demo_files(output).values(), output / REPORT)
     begun = time.monotonic()
     for arguments in commands(output, threads):
         terminal.show(f"\n$ soul-deploy {terminal.one_line(shlex.join(arguments))}")
@@ -102,6 +114,7 @@ def demo(output: Path, threads: int, dry_run: bool) -> None:
         progress.status("demo: the table of all of it")
         terminal.show("\n" + summary(demo_files(output)))
         terminal.show(f"\nThe whole demo took {(time.monotonic() - begun) / 60:.1f} minutes.")
+        terminal.show(f"Everything on one page, for a browser: {output / REPORT}")
 
 
 def summary(found: Mapping[str, Path]) -> str:

@@ -51,6 +51,7 @@ COMMANDS = _found(
         "energy": ("energy:energy", "Count operations exactly, estimate their energy."),
         "inspect": ("run:inspect", "Print what is in a file, of any kind that commands take."),
         "run": ("run:run", "Run an event network on images or arrays."),
+        "report": ("report:report", "Show networks side by side on one page of HTML."),
         "warm-up": ("warm_up:warm_up", "Compile an event network's kernels, for an image."),
     }
 )

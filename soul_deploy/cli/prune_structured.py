@@ -259,7 +259,7 @@ def _finish(
     files = {what: outputs[what] for what in written if what in outputs}
     start_model.save_compact(result, files["Compact model"], files["Masked model"])
     told = result.to_dict()
-    kept = ("test_accuracy", "layers", "parameters", "synops", "target")
+    kept = ("test_accuracy", "layers", "parameters", "synops", "target", "history")
     document = {name: told[name] for name in kept}
     document["files"] = output.files_json(files)
     (before, after), tested = result.parameters, result.accuracies

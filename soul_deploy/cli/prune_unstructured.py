@@ -211,6 +211,7 @@ def _finish(
             "before": result.parameters[0],
             "after": None if compact is None else result.parameters[1],
         },
+        "history": result.to_dict()["history"],
         "files": output.files_json(files),
     }
     rows = [(row.projection, *_shares(row.weights), *_shares(row.neurons)) for row in layers]

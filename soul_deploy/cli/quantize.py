@@ -132,7 +132,8 @@ def _data(model: Model, judged: JudgedOptions) -> Data:
 
 def _print(found: integers.QuantizeResult, place: Path, judged: JudgedOptions) -> None:
     if judged.output_format == "json":
-        document = {"model": str(place), "bytes": place.stat().st_size, **found.to_dict()}
+        told = {"model": str(place), "bytes": place.stat().st_size}
+        document = {"schema": integers.SCHEMA, **told, **found.to_dict()}
         terminal.show(json.dumps(document))
         return
     terminal.show(output.drawn(found))

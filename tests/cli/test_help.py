@@ -30,7 +30,7 @@ from soul_deploy.nn.neuron import SpikingNeuron
 from soul_deploy.zoo.create import create
 
 CHEAP = {"demo", "verify", "inspect", "run", "compact", "onnx", "event", "nir", "torch", "energy"}
-CHEAP |= {"warm-up", "zoo"}
+CHEAP |= {"warm-up", "zoo", "report"}
 PATHS = commands()
 
 

@@ -164,5 +164,5 @@ def require_libraries() -> None:
     if missing:
         raise errors.UsageError(
             f"a report as HTML needs {', '.join(missing)}, not installed here; pip install "
-            "'soul-deploy[report]', or give --format markdown, which needs none of them"
+            f"{' '.join(missing)}, or give --format markdown, which needs none of them"
         )

@@ -25,6 +25,7 @@ from soul_deploy.model.model import Model, ModelInfo, from_module
 from soul_deploy.nn import layers
 from soul_deploy.nn.graph_module import GraphModule
 from soul_deploy.nn.neuron import SpikingNeuron
+from soul_deploy.reporting import documents as kinds
 from soul_deploy.reporting import page
 from soul_deploy.reporting import report as reporting
 
@@ -174,10 +175,10 @@ def test_what_belongs_together_is_found(place: Path) -> None:
     assert masked.label == MARKUP and masked.times == {}
     table = next(part for part in found.parts() if isinstance(part, Table))
     assert [row[0] for row in table.rows] == [f"{EVIL} dense", MARKUP]
-    (checked,) = found.of(reporting.kinds.Verified)
+    (checked,) = found.of(kinds.Verified)
     assert checked.first is not None and checked.first.layer == "1"
     assert [f.explained for f in checked.flips] == [True, True, False]
-    (plan,) = found.of(reporting.kinds.Removed)
+    (plan,) = found.of(kinds.Removed)
     assert plan.layers[0][1:4] == (2, 1, {"masked": 1})
 
 
@@ -240,4 +241,4 @@ def test_other_files_and_places_are_refused(place: Path, monkeypatch: pytest.Mon
         soul_deploy.report(["train.json"]).html()
     monkeypatch.setattr(reporting, "find_spec", lambda name: None)
     result = run("train.json")
-    assert result.exit_code == 2 and "soul-deploy[report]" in result.stderr
+    assert result.exit_code == 2 and "pip install jinja2 matplotlib networkx" in result.stderr

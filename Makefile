@@ -25,6 +25,7 @@ $(STAMP): setup.cfg pyproject.toml
 
 demo: $(STAMP)  ## train, prune, remove, export, verify, compare: about 12 minutes on 2 cores
 	$(BIN)/soul-deploy demo --output $(OUT)
+	@echo "The command is $(BIN)/soul-deploy; after '. $(BIN)/activate' it is soul-deploy."
 
 test: $(STAMP)  ## all tests, the same draws at every run; then the kernel tests once more without compilation
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile

@@ -124,3 +124,20 @@ def test_bring_your_own_of_snntorch(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     model = runpy.run_path("example.py")["model"]
     assert [node.name for node in model.graph.populations] == ["lif1", "lif2"]
     assert "untested" not in model.info.provenance
+
+
+def test_troubleshooting_has_every_error_with_its_exit_code() -> None:
+    text = (ROOT / "docs" / "troubleshooting.md").read_text()
+    rows = re.findall(r"^\| (`\w+Error`[^|]*) \| ([\d, ]+) \|", text, re.MULTILINE)
+    told: dict[str, str] = {}
+    for cell, codes in rows:
+        names = re.findall(r"`(\w+)`", cell)
+        told |= dict(zip(names, codes.split(", ") * len(names), strict=False))
+    found = {
+        name: str(kind.exit_code)
+        for name, kind in vars(soul_deploy.errors).items()
+        if isinstance(kind, type) and name.endswith("Error") and hasattr(kind, "exit_code")
+    }
+    assert told.pop("InterruptedRunError") == "130"
+    base = found.pop("SoulDeployError")
+    assert base == "1" and told == found

@@ -123,7 +123,7 @@ class ScaConfig:
         if self.target is not None and self.guard.round_to > 1:
             raise UsageError(
                 f"round_to {self.guard.round_to} with {self.target}: counts in multiples cannot "
-                "follow a cost; leave round_to out, and give it to `prune compact` if need be"
+                "follow a cost; give one of the two"
             )
 
     @property

@@ -1,4 +1,4 @@
-"""The public names: what README lists, what `dir` lists and what type checkers see are the same."""
+"""The public names are the same in docs/python.md, by `dir` and for type checkers."""
 
 import ast
 import pkgutil
@@ -34,8 +34,9 @@ def test_type_checkers_see_the_names_that_are_loaded_on_first_use() -> None:
     assert sorted(map(ast.unparse, block.body)) == sorted(lines.splitlines())
 
 
-def test_readme_lists_the_names() -> None:
-    table = (ROOT / "README.md").read_text().partition("## From Python")[2].partition("\n## ")[0]
+def test_the_page_lists_the_names() -> None:
+    page = (ROOT / "docs" / "python.md").read_text()
+    table = page.partition("## All names")[2].partition("\n## ")[0]
     cells = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
     listed = [name for cell in cells for name in re.findall(r"`(\w+)", cell)]
     assert sorted(listed) == [name for name in dir(soul_deploy) if name != "__version__"]

@@ -1,31 +1,17 @@
 """SpikingJelly's ann2snn, whose import asks for a progress bar and a downloader that we lack."""
 
-import importlib
-import importlib.util
-import sys
 from types import ModuleType
 from typing import Any
 
+import absent
 import torch
 from torch import Tensor, nn
 
 
 def ann2snn() -> Any:
-    """The package; what its import asks for stands there only meanwhile."""
-    bar = ModuleType("tqdm")
-    bar.tqdm = lambda items, **_: items  # type: ignore[attr-defined]
-    absent = {"tqdm": bar, "requests": ModuleType("requests")}
-    added = [name for name in absent if name not in sys.modules and not _there(name)]
-    sys.modules.update({name: absent[name] for name in added})
-    try:
-        return importlib.import_module("spikingjelly.activation_based.ann2snn")
-    finally:
-        for name in added:
-            del sys.modules[name]
-
-
-def _there(name: str) -> bool:
-    return importlib.util.find_spec(name) is not None
+    """The package."""
+    lacking = {"tqdm": absent.progress_bar(), "requests": ModuleType("requests")}
+    return absent.imported("spikingjelly.activation_based.ann2snn", lacking)
 
 
 def converted(network: nn.Module, images: Tensor, **settings: Any) -> nn.Module:

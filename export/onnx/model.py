@@ -59,7 +59,7 @@ def build_onnx(
     model: Model,
     *,
     opset: int = 18,
-    input_mode: onnx_nodes.InputMode = "static",
+    input_mode: onnx_nodes.InputMode | None = None,
     outputs: onnx_nodes.Outputs = "logits",
     source_sha256: str | None = None,
     functions: bool = False,
@@ -68,7 +68,8 @@ def build_onnx(
     """The ONNX model of `model`; the same input gives the same bytes.
 
     Input `input`: (batch, C, H, W), one image shown T times (`static`), or (T, batch, C, H, W)
-    (`sequence`), normalised by the caller. Output `logits`: (batch, classes); with outputs
+    (`sequence`, the default of a network that was trained on frames of events), normalised by the
+    caller. Output `logits`: (batch, classes); with outputs
     `spikes` also `<population>.spikes`: (T, batch, ...) of 0/1, so that operations can be counted;
     with outputs `steps` the scores of each step: (T, batch, classes).
     `source_sha256` is the digest of the model file, for the metadata.
@@ -78,6 +79,7 @@ def build_onnx(
     the installed onnx is too old for it), UnsupportedGraphError, and
     LimitError for a network larger than one ONNX file can hold.
     """
+    input_mode = input_mode or default_input_mode(model)
     _require_known(input_mode, outputs)
     graph, lowered = model.graph, fitting(model, opset, fixed_batch, functions=functions)
     form: Any = {"functions": functions, "batch": fixed_batch, "by_step": outputs == "steps"}
@@ -113,6 +115,11 @@ def _combined(graph: SpikingGraph, outputs: onnx_nodes.Outputs) -> dict[str, str
     """What a caller makes of the scores of all steps, where the file yields these."""
     text = reduction.LOOPS[graph.readout.over_time].format(scores=onnx_nodes.OUTPUT)
     return {"combine": text} if outputs == "steps" else {}
+
+
+def default_input_mode(model: Model) -> onnx_nodes.InputMode:
+    """What a file takes unless somebody says otherwise."""
+    return "sequence" if model.info.provenance.get("frames") else "static"
 
 
 def _require_known(input_mode: str, outputs: str) -> None:
@@ -259,7 +266,7 @@ def export_onnx(
     path: Path | str,
     *,
     opset: int = 18,
-    input_mode: onnx_nodes.InputMode = "static",
+    input_mode: onnx_nodes.InputMode | None = None,
     outputs: onnx_nodes.Outputs = "logits",
     source_sha256: str | None = None,
     functions: bool = False,

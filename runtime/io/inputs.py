@@ -21,9 +21,19 @@ from soul_deploy.runtime.io.images import Samples
 DATA, RANDOM, STDIN = "data", "random", "-"
 DATA_SETS = (
     *("mnist5k", "digits", "mnist", "fashionmnist", "cifar10", "cifar100", "svhn"),
+    *("events5k", "cifar10dvs", "dvsgesture", "nmnist", "ncaltech101"),
     *("folder", "npz"),
 )
 """The data sets that `soul_deploy.data` reads; folder and npz are the user's own."""
+ALIASES = {
+    "ncaltech": "ncaltech101",  # Soul's
+    "dvs128gesture": "dvsgesture",
+    "dvs128_gesture": "dvsgesture",
+    "cifar10_dvs": "cifar10dvs",
+    "n_mnist": "nmnist",
+    "n_caltech101": "ncaltech101",  # SpikingJelly's modules
+}
+"""Other people's names of them."""
 PATH_SUFFIXES = SUFFIXES | {".npy", ".npz"}
 Kind: TypeAlias = Literal["data", "random", "name", "path", "stdin"]
 
@@ -38,7 +48,7 @@ class InputName:
 
 def read_input_name(text: str) -> InputName:
     """What `text` names. Raises UnknownNameError for a word that is neither name nor path."""
-    word = text.lower()
+    word = ALIASES.get(text.lower(), text.lower())
     if word == DATA:
         return InputName("data", word)
     if word == RANDOM:
@@ -81,8 +91,8 @@ def named_samples(
 
 def dataset_samples(name: str, data_dir: Path, rule: InputRule, count: int) -> Samples:
     """The first `count` test samples, normalised as the network's file says, or the data set."""
-    load_data = lazy.load_object("soul_deploy.data.datasets:load_data_for", f"the data set {name}")
-    data: Any = load_data(rule.shape, name, data_dir, input_kind=rule.kind)
+    where = "soul_deploy.data.datasets:load_for_runtime"
+    data: Any = lazy.load_object(where, f"the data set {name}")(rule, name, data_dir)
     for line in data.remarks:
         terminal.say(line, err=True)
     if tuple(data.input_shape) != rule.shape:

@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias, get_args
 
 import numpy as np
-import numpy.typing as npt
 
 from soul_deploy.base import Array, errors
 from soul_deploy.base.events import Recording
@@ -168,10 +167,11 @@ def nearest(frames: Array, side: tuple[int, int] | None) -> Array:
     return frames[..., rows[:, None], columns]
 
 
-def _sources(old: int, new: int) -> npt.NDArray[np.int64]:
+def _sources(old: int, new: int) -> Array:
     scale = np.float32(old) / np.float32(new)  # as PyTorch computes it
     found = np.floor(np.arange(new, dtype=np.float32) * scale).astype(np.int64)
-    return np.minimum(found, old - 1)
+    sources: Array = np.minimum(found, old - 1)
+    return sources
 
 
 def _summed(recording: Recording, side: tuple[int, int] | None) -> Recording:

@@ -12,7 +12,7 @@ from torch import nn
 from soul_deploy import distributed, ir
 from soul_deploy.base import errors, files, progress
 from soul_deploy.cli import options, parsing
-from soul_deploy.data import datasets, own, sampler
+from soul_deploy.data import datasets, event_sets, own, sampler
 from soul_deploy.frontend.factory import is_dotted
 from soul_deploy.model.file import load
 from soul_deploy.model.model import Model, ModelInfo, from_module
@@ -212,21 +212,30 @@ def require_outputs(*paths: Path, unless: bool = False) -> None:
         files.require_writable(*paths)
 
 
-def load_task_data(wanted: options.DataOptions, model: Model | None = None) -> datasets.Data:
-    """The data set that the options name; of several processes, the main one downloads it.
+def load_task_data(
+    wanted: options.DataOptions, steps: int, model: Model | None = None
+) -> datasets.Data:
+    """The data set that the options name; of several processes, the main one downloads it, or makes
+    its frames.
+
+    steps: T of the network.
 
     model: of a model file, whose images, kind of input and normalisation count. Raises as
     `load_data`, and UsageError for an --input_kind that data or model contradict.
     """
     name, folder, kind = wanted.dataset_name, wanted.data_dir, _input_kind(wanted, model)
+    recorded = None if model is None else model.info.provenance.get("frames")
+    events = wanted.events(steps).over(recorded)
 
     def load(main: bool) -> datasets.Data:
         how: dict[str, Any] = {"download": wanted.download and main, "input_kind": kind}
+        how |= {"events": events}
         if wanted.size is None and model is not None:
             return datasets.load_data_for(model.input_shape, name, folder, **how)
         return datasets.load_data(name, folder, size=wanted.size, **how)
 
-    loaded = distributed.main_first(load) if wanted.download else load(False)
+    made = wanted.download or datasets.canonical_data_name(name) in event_sets.NAMES
+    loaded = distributed.main_first(load) if made else load(False)
     if wanted.input_kind is not None:
         whose = f"a network of --input_kind {wanted.input_kind}"
         datasets.require_kind(loaded, wanted.input_kind, whose)
@@ -286,7 +295,7 @@ def new_model(task: Task, data: datasets.Data) -> Model:
             f"samples left for training, {norm.mean}, and deviation {norm.std}, which the model "
             "file records"
         )
-    made = facts(task) | {"initialisation": task.initialisation} | untested
+    made = facts(task) | {"initialisation": task.initialisation} | untested | data.record()
     return from_module(module, ModelInfo("dense", norm, data.classes, made, input_kind=kind))
 
 

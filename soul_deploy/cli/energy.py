@@ -51,7 +51,7 @@ class CountedModel:
 
 
 @dataclass(frozen=True)
-class Wanted:
+class Wanted(options.EventFlags):
     """On how many images of what, for how many steps."""
 
     source: str = shared(common.input_option("source", "data", "those of --split"))
@@ -87,6 +87,7 @@ class Wanted:
             count=self.samples,
             seed=self.seed,
             resize=self.resize,
+            events=self.events(),
         )
 
 

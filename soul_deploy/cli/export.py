@@ -31,9 +31,11 @@ class OnnxOptions:
         f"Version of ONNX's operators, {opsets.OPSETS[0]} to {opsets.OPSETS[-1]}; new ones need a "
         "new onnx and, for --check, onnxruntime.",
     )
-    input_mode: Any = one_of(
-        model.INPUT_MODES,
-        "static: one image shown at every step; sequence: T frames. For --mode sequence.",
+    input_mode: Any = given(
+        None,
+        "static: one image shown at every step; sequence: T frames. For --mode sequence.  "
+        "[default: sequence of a network trained on frames of events, else static]",
+        type=choice(model.INPUT_MODES),
     )
     mode: str = one_of(
         ("sequence", "step"),
@@ -62,7 +64,7 @@ class OnnxOptions:
     def __post_init__(self) -> None:
         if self.fixed_batch is not None:
             errors.require_least(1, fixed_batch=self.fixed_batch)
-        if self.mode == "step" and self.input_mode != "static":
+        if self.mode == "step" and self.input_mode == "sequence":
             raise errors.UsageError("--input_mode is for --mode sequence; a step takes one frame")
         if self.mode == "step" and self.outputs != "logits":
             raise errors.UsageError(

@@ -36,7 +36,7 @@ EXAMPLES = 8
 
 
 @dataclass(frozen=True)
-class InputOptions:
+class InputOptions(options.EventFlags):
     """What the network takes and how many classes it tells apart: a data set's, or as given."""
 
     dataset_name: str | None = shared(
@@ -56,13 +56,14 @@ class InputOptions:
     classes: int | None = given(None, "Without a data set: how many classes.")
     input_kind: str | None = shared(options.input_kind_option("the data set's, or images"))
 
-    def data(self) -> Data | None:
-        """The data set, or None. Raises UsageError, and as `load_data`."""
+    def data(self, steps: int) -> Data | None:
+        """The data set, or None; steps: T of the network. Raises UsageError, and as `load_data`."""
         if self.dataset_name is None:
             if self.size is not None:
                 raise errors.UsageError("size belongs to a data set; give --input_shape instead")
             return None
         how: Any = {"download": self.download, "size": self.size, "input_kind": self.input_kind}
+        how |= {"events": self.events(steps)}
         loaded = load_data(self.dataset_name, self.data_dir, **how)
         remark_on(loaded, "; --size chooses another side")
         if self.input_kind is not None:
@@ -146,7 +147,7 @@ def import_torch(
     explicit = parsing.explicit_flags(context)
     reading = _read_weights(model_path, factory, time_step, asked.dataset_name, explicit)
     time_step = time_step if reading is None else reading.choice.time_steps
-    data = asked.data()
+    data = asked.data(time_step)
     shape, count = asked.sizes(data)
     network = build_network(factory, classes=count, input_shape=shape, time_steps=time_step)
     told = [] if reading is None else put_weights(network, reading.weights)
@@ -259,7 +260,7 @@ def _info(
     if data is None:
         kind = input_kind or pixel_rule.KIND_OF_OLD_FILES
         return with_input_kind(ModelInfo(provenance=made), kind)
-    made |= {"data": data.name}
+    made |= {"data": data.name} | data.record()
     return ModelInfo("dense", data.normalization, data.classes, made, input_kind=data.input_kind)
 
 

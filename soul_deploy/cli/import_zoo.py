@@ -12,6 +12,7 @@ from soul_deploy.cli.common_options import given, option
 from soul_deploy.cli.import_model import InputOptions, print_import
 from soul_deploy.cli.output import data_flags
 from soul_deploy.cli.start_model import assumed, say_assumed
+from soul_deploy.data import event_sets
 from soul_deploy.data.datasets import READERS, Data, canonical_data_name
 from soul_deploy.model.file import save
 from soul_deploy.model.model import ModelInfo, with_input_kind
@@ -36,7 +37,11 @@ class ZooInput(InputOptions):
         """With the data set that the file's name says, where nothing else says the input."""
         name = read_name(path)
         said = None if name is None else name.data
-        if self.dataset_name is None and self.input_shape is None and said in READERS:
+        if (
+            self.dataset_name is None
+            and self.input_shape is None
+            and said in (*READERS, *event_sets.NAMES)
+        ):
             return replace(self, dataset_name=said)
         return self
 
@@ -49,7 +54,7 @@ class ZooInput(InputOptions):
             return replace(info, normalization=norm)
         if norm is not None:
             raise errors.UsageError("the data set says mean and std; leave these flags out")
-        made = {"data": data.name}
+        made = {"data": data.name} | data.record()
         return ModelInfo(
             "dense", data.normalization, data.classes, made, input_kind=data.input_kind
         )
@@ -118,7 +123,7 @@ def zoo(
         *(path, network.model, spec, steps, fields), data=named, flags=flags | {"model": "NETWORK"}
     )
     say_assumed(reading.assumptions, reading.warning)
-    data = asked.data()
+    data = asked.data(reading.choice.time_steps)
     shape, classes = asked.sizes(data)
     made = registry.NetworkOptions(shape, classes, spec, steps, **sizes)
     with progress.warnings_said(warn):

@@ -13,11 +13,12 @@ from typing import Any
 
 import click
 
-from soul_deploy.base import errors, pixel_rule
+from soul_deploy.base import errors, event_frames, pixel_rule
 from soul_deploy.cli import common_options as common
 from soul_deploy.cli import parsing
 from soul_deploy.cli.common_options import Decorator, choice, given, option, option_group, shared
 from soul_deploy.data import chosen
+from soul_deploy.data.event_sets import EventOptions
 from soul_deploy.ir import SOUL_NEURONS
 from soul_deploy.ir.neurons import constant_text
 from soul_deploy.runtime.io import inputs
@@ -33,8 +34,9 @@ DATA_SETS = (
 
 def size_option() -> Decorator:
     text = (
-        "Side in pixels to which images of mnist, fashionmnist and folder are scaled.  "
-        "[default: the model file's, or 32, as in Soul; folder: as they are]"
+        "Side in pixels to which images of mnist, fashionmnist and folder are scaled, and frames "
+        "of events (0: the sensor's own).  [default: the model file's, or Soul's: 32, cifar10dvs "
+        "48, dvsgesture and ncaltech101 64; folder: as they are]"
     )
     return option("--size", type=int, help=text, heading="Data")
 
@@ -50,7 +52,49 @@ def input_kind_option(default: str) -> Decorator:
 
 
 @dataclass(frozen=True)
-class DataOptions:
+class EventFlags:
+    """How events of a camera become frames, and where those are kept."""
+
+    split_by: Any = given(
+        None,
+        "Frames of equal numbers of events, or of equal times.  "
+        "[default: the model file's, or number, as in Soul]",
+        type=choice(event_frames.SPLIT_BY),
+        heading="Events",
+    )
+    duration: int | None = given(
+        None, "Frames of so many microseconds each instead, the first T.", heading="Events"
+    )
+    frame_scaling: Any = given(
+        None,
+        "How frames become --size. nearest: by leaving pixels out, as in Soul; sum: every event "
+        "counts.  [default: the model file's, or nearest]",
+        type=choice(event_frames.SCALINGS),
+        heading="Events",
+    )
+    cache_dir: Path | None = given(
+        None, "Where frames are kept.  [default: beside the data]", type=FOLDER, heading="Events"
+    )
+    no_cache: bool = given(False, "Keep frames in memory alone.", heading="Events")
+    skip_damaged: bool = given(
+        False, "Go on without recordings that cannot be read; each is named.", heading="Events"
+    )
+
+    def events(self, steps: int | None = None) -> EventOptions:
+        """What is asked of frames."""
+        return EventOptions(
+            steps=steps,
+            split_by=self.split_by,
+            duration=self.duration,
+            scaling=self.frame_scaling,
+            cache_dir=self.cache_dir,
+            cache=not self.no_cache,
+            skip_damaged=self.skip_damaged,
+        )
+
+
+@dataclass(frozen=True)
+class DataOptions(EventFlags):
     """Which data set, and where it is."""
 
     dataset_name: str = shared(common.dataset_option(DATA_SETS, "cifar10"))
@@ -285,7 +329,7 @@ resume_options = option_group("keeping", ResumeOptions, "Files")
 
 
 @dataclass(frozen=True)
-class CheckOptions:
+class CheckOptions(EventFlags):
     """On how many images of what an artifact is verified."""
 
     samples: int = given(32, "Images to verify on.")
@@ -317,6 +361,7 @@ class CheckOptions:
             count=self.samples,
             seed=self.seed,
             resize=self.resize,
+            events=self.events(),
         )
 
 

@@ -16,7 +16,7 @@ from soul_deploy.base import errors, terminal
 from soul_deploy.training import recipes
 
 F = TypeVar("F", bound=str)
-HEADINGS = ("Data", "Network", "Method", "Training", "Files", "Output", "Other")
+HEADINGS = ("Data", "Events", "Network", "Method", "Training", "Files", "Output", "Other")
 """The headings of help, in order."""
 
 _NUMBERS = re.compile(r"[\s\[\](),0-9.+-]+")

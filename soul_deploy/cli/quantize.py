@@ -52,7 +52,7 @@ class TuningOptions:
 
 
 @dataclass(frozen=True)
-class JudgedOptions:
+class JudgedOptions(options.EventFlags):
     """What both networks are compared on."""
 
     samples: int = given(1000, "Validation images.")
@@ -121,9 +121,8 @@ def _data(model: Model, judged: JudgedOptions) -> Data:
         raise errors.UsageError(
             "the model file does not say which data it was trained on; give --dataset_name"
         )
-    kind = model.info.input_kind
-    found = datasets.load_data_for(
-        model.input_shape, name, judged.data_dir, download=judged.download, input_kind=kind
+    found = datasets.load_data_of(
+        model, name, judged.data_dir, download=judged.download, events=judged.events()
     )
     for remark in found.remarks:
         note(remark)

@@ -100,7 +100,7 @@ def started(
 def data_for(given: options.DataOptions, task: config.Task, start: Start | None) -> Data:
     """The task's data set, which the file to start from may have named, as its network takes it."""
     chosen = replace(given, dataset_name=task.data)
-    return config.load_task_data(chosen, None if start is None else start.model)
+    return config.load_task_data(chosen, task.time_steps, None if start is None else start.model)
 
 
 def network(
@@ -108,7 +108,7 @@ def network(
 ) -> Model:
     """The network to prune, whose provenance says where it began, what was assumed, and `told`."""
     model = config.new_model(task, data) if start is None else start.network(data)
-    made = config.facts(task) | dict(told or {}) | kept(model)
+    made = config.facts(task) | dict(told or {}) | kept(model) | data.record()
     return replace(model, info=replace(model.info, provenance=made))
 
 
@@ -157,7 +157,10 @@ def choice_of(task: config.Task, explicit: Collection[str]) -> read_weights.Choi
 
 def _from_weights(reading: read_weights.Reading, task: config.Task, data: Data) -> Model:
     _, graph, told = config.create_network(task, data)
-    info = ModelInfo("dense", data.normalization, data.classes, told, input_kind=data.input_kind)
+    info = ModelInfo(
+        *("dense", data.normalization, data.classes, told | data.record()),
+        input_kind=data.input_kind,
+    )
     read_as = (
         f"{task.model} for {task.data} (input {data.input_shape}), hidden "
         f"{task.resolved['hidden']}; give --model, --hidden and --dataset_name of its training"

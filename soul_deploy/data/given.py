@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
 from soul_deploy.base import Array, errors, pixel_rule
-from soul_deploy.data.datasets import load_data_for, require_kind
+from soul_deploy.data.datasets import load_data_for, load_data_of, require_kind
 from soul_deploy.data.own import READERS as OWN
 from soul_deploy.data.samples import SPLITS, Data, Split, filled
 from soul_deploy.model.model import Model
@@ -39,8 +39,7 @@ def as_data(data: DataLike, *, model: Model | None = None, data_dir: Path | None
     """
     folder = Path("data") if data_dir is None else data_dir
     if isinstance(data, str):
-        shape, kind = (model.input_shape, model.info.input_kind) if model else ((), None)
-        found = load_data_for(shape, data, folder, input_kind=kind)
+        found = load_data_of(model, data, folder) if model else load_data_for((), data, folder)
     else:
         found = data if isinstance(data, Data) else _given(data, model)
     if model is None:

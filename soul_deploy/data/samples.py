@@ -1,7 +1,8 @@
 """A data set in memory: its splits, and how those that are missing are taken from the training."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -39,6 +40,7 @@ class Data:
 
     stored_side: side in pixels of the square images in the files, if they were scaled to another.
     frames: each sample is a sequence of T frames. notes: sentences on how the data were read.
+    frame_rule: how events became frames, JSON data that a model file records; empty: no events.
     """
 
     name: str
@@ -51,6 +53,11 @@ class Data:
     input_kind: pixel_rule.InputKind = "images"
     frames: bool = False
     notes: tuple[str, ...] = ()
+    frame_rule: Mapping[str, Any] = field(default_factory=dict)
+
+    def record(self) -> dict[str, Any]:
+        """What a model's provenance says of how events became frames; empty: there were none."""
+        return {"frames": dict(self.frame_rule)} if self.frame_rule else {}
 
     @property
     def remark(self) -> str:

@@ -175,6 +175,7 @@ class Work:
         how = {
             **{name: told for name, told in before.items() if name not in past},
             "data": data.name,
+            **data.record(),
             "recipe": self.config.recorded(),
             "epochs": epochs,
             "threads": torch.get_num_threads(),

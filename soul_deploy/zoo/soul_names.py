@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from soul_deploy.base.errors import UsageError
-from soul_deploy.data.datasets import NAMES
+from soul_deploy.data.datasets import ALIASES, NAMES
 from soul_deploy.ir import SOUL_NEURONS
 from soul_deploy.ir.neurons import LARGEST, constant_text
 from soul_deploy.runtime.format.validate import MAX_STEPS
@@ -73,6 +73,7 @@ def read_name(path: Path) -> SoulName | None:
         return None
     model = words[place - 1] if place else ""
     data, *behind = [*words[place + 1 :], ""]
+    data = ALIASES.get(data, data)
     steps = re.fullmatch(r"t(\d{1,6})", behind[0] if behind else "")
     return SoulName(
         model if model in NETWORKS or (soul and place > 1) else None,

@@ -103,8 +103,8 @@ def test_weights_are_found_and_what_was_done_is_said(name: str, legacy: bool) ->
 
 @pytest.mark.parametrize("neuron", ["lif", "plif"])
 def test_a_soul_file_of_any_data_set_fires_souls_spikes(neuron: str) -> None:
-    """cifar10dvs is none that we load; the name still says neuron and T."""
-    path = f"best_spikingvgg5_{neuron}_cifar10dvs_T4_2025.pt"
+    """imagenet is none that we load; the name still says neuron and T."""
+    path = f"best_spikingvgg5_{neuron}_imagenet_T4_2025.pt"
     torch.save(souls(neuron), path)
     hidden = {"lif": "48", "plif": "32"}[neuron]
     model, result = imported(path, hidden=hidden)

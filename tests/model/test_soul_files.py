@@ -272,10 +272,10 @@ def test_another_neurons_file_is_refused(
             "its name says T 8, but T 4 is asked for (--time_step); give --time_step 8",
         ),
         (
-            "up_search_lastest_spikformer256_lif_cifar10dvs_1.pth",
+            "up_search_lastest_spikformer256_lif_imagenet_1.pth",
             [],
-            "its name says data set cifar10dvs, but data set cifar10 is asked for "
-            "(--dataset_name, the default); data set cifar10dvs cannot be loaded",
+            "its name says data set imagenet, but data set cifar10 is asked for "
+            "(--dataset_name, the default); data set imagenet cannot be loaded",
         ),
         (
             "up_search_lastest_spikformer256_lif_cifar10_1.pth",

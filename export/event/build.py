@@ -105,6 +105,7 @@ def build_event_network(
         classes=info.classes,
         source_sha256=source_sha256,
         input_kind=info.input_kind,
+        input_bound=graph.input.events,
         forms=_running_forms(layers, forms),
     )
     if images is None:

@@ -19,7 +19,7 @@ from soul_deploy.export.nir import membranes, neuron, package
 from soul_deploy.export.nir.nodes import read_node
 from soul_deploy.export.nir.values import Reader
 from soul_deploy.model.file import check_state, info_from_json
-from soul_deploy.model.model import Model, ModelInfo, with_input_kind
+from soul_deploy.model.model import Model, ModelInfo, for_kind
 from soul_deploy.runtime.equations import FireRule
 
 State = Mapping[str, Array]
@@ -91,7 +91,7 @@ def import_nir(
         _read(reader, key)
     model = _model(reader, described).with_time_steps(described.time_steps)
     kind = input_kind or model.info.input_kind
-    return replace(model, info=with_input_kind(model.info, kind))
+    return for_kind(model, kind)
 
 
 def _scored(described: Description, over_time: reduction.OverTime | None) -> Description:

@@ -68,8 +68,8 @@ def build_onnx(
     """The ONNX model of `model`; the same input gives the same bytes.
 
     Input `input`: (batch, C, H, W), one image shown T times (`static`), or (T, batch, C, H, W)
-    (`sequence`, the default of a network that was trained on frames of events), normalised by the
-    caller. Output `logits`: (batch, classes); with outputs
+    (`sequence`, the default of a network of events, or one that was trained on frames of them),
+    normalised by the caller. Output `logits`: (batch, classes); with outputs
     `spikes` also `<population>.spikes`: (T, batch, ...) of 0/1, so that operations can be counted;
     with outputs `steps` the scores of each step: (T, batch, classes).
     `source_sha256` is the digest of the model file, for the metadata.
@@ -79,9 +79,10 @@ def build_onnx(
     the installed onnx is too old for it), UnsupportedGraphError, and
     LimitError for a network larger than one ONNX file can hold.
     """
-    input_mode = input_mode or default_input_mode(model)
+    graph = model.graph
+    input_mode = mode_of(model, input_mode)
     _require_known(input_mode, outputs)
-    graph, lowered = model.graph, fitting(model, opset, fixed_batch, functions=functions)
+    lowered = fitting(model, opset, fixed_batch, functions=functions)
     form: Any = {"functions": functions, "batch": fixed_batch, "by_step": outputs == "steps"}
     builder = onnx_nodes.OnnxBuilder(graph, lowered, opset, input_mode=input_mode, **form)
     for node in graph.nodes:
@@ -117,9 +118,18 @@ def _combined(graph: SpikingGraph, outputs: onnx_nodes.Outputs) -> dict[str, str
     return {"combine": text} if outputs == "steps" else {}
 
 
-def default_input_mode(model: Model) -> onnx_nodes.InputMode:
-    """What a file takes unless somebody says otherwise."""
-    return "sequence" if model.info.provenance.get("frames") else "static"
+def mode_of(model: Model, asked: onnx_nodes.InputMode | None) -> onnx_nodes.InputMode:
+    """The input mode that was asked for, or the usual one. Raises UsageError for events that are to
+    be static.
+    """
+    given = model.graph.input
+    if asked == "static" and given.events is not None:
+        raise errors.UsageError(
+            f"input mode static; {given.name} takes events, which arrive step by step: give "
+            "sequence, or a file of one step"
+        )
+    framed = given.events is not None or model.info.provenance.get("frames")
+    return asked or ("sequence" if framed else "static")
 
 
 def _require_known(input_mode: str, outputs: str) -> None:
@@ -226,6 +236,7 @@ def onnx_metadata(
         "decode": graph.readout.describe(),
         "normalization_applied_by": "caller",
         "input_kind": info.input_kind,
+        "input_events": "" if graph.input.events is None else graph.input.describe(),
         "stage": info.stage,
         "source_sha256": source_sha256 or "",
     }

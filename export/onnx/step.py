@@ -155,6 +155,11 @@ def build_currents(
 
 
 def _require_currents(graph: SpikingGraph) -> None:
+    if graph.input.events is not None:
+        raise UsageError(
+            f"static input current; {graph.input.name} takes events, which arrive step by step: "
+            "give static input image"
+        )
     if graph.input.name in currents_of(graph):
         raise UsageError(
             "neurons of this network read the image itself, so that there is no current to compute "

@@ -70,6 +70,7 @@ def _header_problems(
     yield from _differs("normalisation", stored and (stored.mean, stored.std), ours)
     integers = reference.input_rule.integers
     yield from _differs("the integers that come in", events.integers, integers)
+    yield from _differs("the largest event that comes in", events.input_bound, graph.input.events)
     yield from source_problems(events.source_sha256, source_sha256)
 
 

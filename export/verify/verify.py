@@ -255,7 +255,7 @@ def _changed_outputs(
     if without.model is model:
         return ()
     reference = ReferenceModel(model)
-    axis = 0 if reference.module.as_signal(images).static else 1
+    axis = reference.module.batch_axis(images)
     for part in torch.split(images, batch, dim=axis):
         scores, fewer = reference.record(part)[1], without.record(part)[1]
         if not torch.equal(scores, fewer):

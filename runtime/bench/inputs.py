@@ -5,6 +5,8 @@ from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 
+import numpy as np
+
 from soul_deploy.base import Array, errors, file_kinds, lazy, pixel_rule
 from soul_deploy.base.files import OpenFile, file_sha256, parse_json, read_tensors
 from soul_deploy.runtime.bench.engines import ENGINES, EngineSpec, open_engine_session
@@ -142,7 +144,7 @@ class NetworkFacts:
     """The facts about a network's input that an artifact stores.
 
     steps, input_kind: None for an ONNX file that doesn't say. data: the data set that a model file
-    records, and artifacts don't.
+    records, and artifacts don't. events: of an input of events, their largest value.
     """
 
     path: Path
@@ -154,6 +156,7 @@ class NetworkFacts:
     is_model: bool = False
     input_kind: pixel_rule.InputKind | None = None
     data: str | None = None
+    events: int | None = None
 
 
 def facts_of(path: Path) -> NetworkFacts:
@@ -174,6 +177,7 @@ def _facts(source: OpenFile, kind: str) -> NetworkFacts:
         return NetworkFacts(
             *(path, network.time_steps, network.input_shape, stored, network.source_sha256),
             input_kind=network.input_kind,
+            events=network.input_bound,
         )
     if kind != "model":
         raise file_kinds.wrong_kind(path, kind, TIMED)
@@ -187,6 +191,7 @@ def _facts(source: OpenFile, kind: str) -> NetworkFacts:
         is_model=True,
         input_kind=_kind_of(path, info.get("input_kind", pixel_rule.KIND_OF_OLD_FILES)),
         data=data if isinstance(data, str) else None,
+        events=graph.input.events,
     )
 
 
@@ -284,7 +289,9 @@ def common_rule(facts: Sequence[NetworkFacts]) -> pixel_rule.InputRule:
     norm = next(norms, {"mean": (), "std": ()})
     mean, std = (tuple(norm[key]) for key in ("mean", "std"))
     kind = next(iter(kinds), pixel_rule.KIND_OF_OLD_FILES)
-    return pixel_rule.InputRule(first.shape, first.steps or 1, mean, std, kind=kind)
+    most = min((item.events for item in facts if item.events is not None), default=None)
+    rule = pixel_rule.InputRule(first.shape, first.steps or 1, mean, std, kind=kind)
+    return replace(rule, events=most)
 
 
 def input_samples(
@@ -296,10 +303,20 @@ def input_samples(
     """
     if not isinstance(name_or_path, str):
         values = pixel_rule.numbers_of(pixel_rule.input_array(name_or_path, rule), rule)
-        return values, values.ndim - len(rule.shape) - 1
+        return _by_step(values, rule)
     name = inputs.read_input_name(name_or_path)
+    if name.kind == "random" and rule.events is not None:
+        drawn = pixel_rule.random_inputs(rule, rule.time_steps * count, seed)
+        return drawn.reshape(rule.time_steps, count, *rule.shape), 1
     samples = inputs.named_samples(name, rule, count, data_dir=data_dir, seed=seed)
-    return samples.values, samples.axis
+    return _by_step(samples.values, rule)
+
+
+def _by_step(values: Array, rule: pixel_rule.InputRule) -> tuple[Array, int]:
+    """Samples and their axis; events arrive at each step, and so are always a sequence."""
+    if rule.events is not None and values.ndim == len(rule.shape) + 1:
+        values = np.repeat(values[None], rule.time_steps, axis=0)
+    return values, values.ndim - len(rule.shape) - 1
 
 
 @dataclass(frozen=True)

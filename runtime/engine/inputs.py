@@ -34,11 +34,18 @@ def is_static(given: Shape, shape: Shape, steps: int) -> bool:
 
 
 def samples_of(network: EventNetwork, x: object) -> Array:
-    """(B, T or 1, positions, channels) float32, pixels normalised; int16 of a fixed-point network.
-    Raises ValidityError.
+    """(B, T or 1, positions, channels) float32, pixels normalised; int16 of a fixed-point network,
+    uint8 of events. Raises ValidityError.
     """
-    values = pixel_rule.numbers_of(checked_input(network, x), network.rule)
-    return by_sample(values, network.input_shape)
+    values = pixel_rule.taken_by(checked_input(network, x), network.rule)
+    return by_sample(at_each_step(network, values), network.input_shape)
+
+
+def at_each_step(network: EventNetwork, values: Array) -> Array:
+    """Events (B, ...) that arrive at every step as the sequence that they are; others as given."""
+    if network.input_bound is None or values.ndim != len(network.input_shape) + 1:
+        return values
+    return np.broadcast_to(values, (network.time_steps, *values.shape))
 
 
 class InputReader:
@@ -49,16 +56,18 @@ class InputReader:
         self._warned = False
 
     def values(self, x: object) -> Array:
-        """float32 (B, ...) or (T, B, ...), pixels normalised. Raises ValidityError."""
+        """float32 (B, ...) or (T, B, ...), pixels normalised; uint8 of events, int16 of a
+        fixed-point network. Raises ValidityError.
+        """
         return self._numbers(checked_input(self.network, x))
 
     def samples(self, x: object) -> Array:
         """As `samples_of`."""
         values = self._numbers(checked_input(self.network, x))
-        return by_sample(values, self.network.input_shape)
+        return by_sample(at_each_step(self.network, values), self.network.input_shape)
 
     def frames(self, x: object) -> Array:
-        """(B, positions, channels) float32 of one step. Raises ValidityError."""
+        """(B, positions, channels) of one step, as `values`. Raises ValidityError."""
         array, shape = pixel_rule.input_array(x, self.network.rule), self.network.input_shape
         if array.ndim != len(shape) + 1 or array.shape[1:] != shape:
             raise errors.ValidityError(
@@ -68,7 +77,7 @@ class InputReader:
         return to_channel_last(self._numbers(array), shape)
 
     def _numbers(self, array: Array) -> Array:
-        values = pixel_rule.numbers_of(array, self.network.rule)
+        values = pixel_rule.taken_by(array, self.network.rule)
         if array.dtype.kind == "f" and not self._warned:
             text = pixel_rule.looks_like_pixels(values, self.network.rule)
             if text is not None:
@@ -93,6 +102,8 @@ def source_values(
     """
     kind, bound = network.edges[source]
     shape, inputs = target.in_shape, np.asarray(inputs)
+    if source == network.input_name:
+        inputs = at_each_step(network, inputs)
     static = kind == "analog" and inputs.ndim == len(shape) + 1
     if inputs.ndim - len(shape) not in (2 - static, 2) or inputs.shape[-len(shape) :] != shape:
         raise errors.ValidityError(
@@ -107,7 +118,7 @@ def source_values(
     if source == network.input_name:
         called = f"{target.name}: the input"
         array = pixel_rule.input_array(inputs, network.rule, called)
-        return by_sample(pixel_rule.numbers_of(array, network.rule, called), shape)
+        return by_sample(pixel_rule.taken_by(array, network.rule, called), shape)
     if kind == "analog" and bound is not None:
         return by_sample(_whole(target.name, inputs, bound), shape)
     if kind == "analog":

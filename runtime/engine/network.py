@@ -12,7 +12,7 @@ from functools import partial
 import numpy as np
 
 from soul_deploy.base import Array, brief, environment, errors, files, pixel_rule
-from soul_deploy.runtime.engine import streaming, thread_team
+from soul_deploy.runtime.engine import event_stream, streaming, thread_team
 from soul_deploy.runtime.engine.inputs import InputReader, by_step, source_values
 from soul_deploy.runtime.format import file, network, validate
 from soul_deploy.runtime.kernels.barrier import Barrier
@@ -282,6 +282,13 @@ class Network:
         Raises ValidityError at its first step if neurons of the network mix all steps.
         """
         return streaming.Stream(self.events, self._plans, self._reader)
+
+    def event_stream(self) -> event_stream.EventStream:
+        """A stream at rest of one sample that updates what events reach, and nothing else: for a
+        few events at a time. Scores have the bits of `stream()` where synapses run from event to
+        event (`forms`). Raises UnsupportedGraphError, naming the layer, for what cannot run so.
+        """
+        return event_stream.EventStream(self.events, self.max_memory)
 
     def step(self, x: Array | None = None) -> Array:
         """`Stream.step` of the network's own stream, which copies of the network go on with."""

@@ -18,6 +18,9 @@ network whose scores are the mean over time, as they all are in format 1, is wri
 
 Format 4 is format 2 with `neuron` in the readout, written as a layer's: neurons behind the head,
 whose membrane is read. Over time there is then the mean too.
+
+Format 5 has `bound` in the input: the largest value of the events that come in. `over_time` is
+there, the mean too; the rest is as in the formats before, `integers` and `neuron` where they are.
 """
 
 from collections.abc import Mapping
@@ -35,6 +38,8 @@ FORMAT = "soul-deploy/event/1"
 FORMAT_OVER_TIME = "soul-deploy/event/2"
 FORMAT_FIXED = "soul-deploy/event/3"
 FORMAT_MEMBRANE = "soul-deploy/event/4"
+FORMAT_EVENTS = "soul-deploy/event/5"
+FORMATS = (FORMAT, FORMAT_OVER_TIME, FORMAT_FIXED, FORMAT_MEMBRANE, FORMAT_EVENTS)
 OF_OLD_FILES: reduction.OverTime = "mean"
 
 
@@ -47,6 +52,8 @@ def save_event_network(path: Path | str, network: EventNetwork) -> None:
 
 def format_of(network: EventNetwork) -> str:
     """The first format that has all that a network needs."""
+    if network.input_bound is not None:
+        return FORMAT_EVENTS
     if network.readout.neuron is not None:
         return FORMAT_MEMBRANE
     if network.integers is not None:
@@ -64,7 +71,7 @@ def load_event_network(file: files.File, *, max_memory: int | None = None) -> Ev
     """
     opened = files.read_tensors(file, max_memory=max_memory)
     path = opened.path
-    document = opened.document(FORMAT, FORMAT_OVER_TIME, FORMAT_FIXED, FORMAT_MEMBRANE)
+    document = opened.document(*FORMATS)
     if files.digest(opened.tensors) != document.get("digest"):
         raise errors.FileFormatError(
             f"{path}: its tensors do not match their digest; the file is damaged"
@@ -89,8 +96,9 @@ def _tensors(network: EventNetwork) -> dict[str, Array]:
 def _header(network: EventNetwork) -> dict[str, Any]:
     norm = network.normalization
     told = {key: dict(getattr(network, key)) for key in ("rates", "active", "forms")}
+    bound = {} if network.input_bound is None else {"bound": network.input_bound}
     return {
-        "input": {"name": network.input_name, "shape": list(network.input_shape)},
+        "input": {"name": network.input_name, "shape": list(network.input_shape), **bound},
         "time_steps": network.time_steps,
         "validity": {
             "fixed_steps": network.fixed_steps,
@@ -113,7 +121,7 @@ def _readout_header(network: EventNetwork) -> dict[str, Any]:
     told = layer_codec.plain(network.readout)
     if network.integers is None:
         del told["unit"]
-        if network.readout.over_time == OF_OLD_FILES and network.readout.neuron is None:
+        if format_of(network) == FORMAT:
             del told["over_time"]
     if network.readout.neuron is None:
         del told["neuron"]
@@ -129,7 +137,8 @@ def _readout(document: Mapping[str, Any], tensors: layer_codec.Tensors) -> Reado
         )
         entry["over_time"] = OF_OLD_FILES
     name, neuron = entry["name"], None
-    if document["format"] == FORMAT_MEMBRANE:
+    events = document["format"] == FORMAT_EVENTS
+    if document["format"] == FORMAT_MEMBRANE or (events and "neuron" in entry):
         neuron = layer_codec.read_neuron(entry["neuron"], name, tensors)
     errors.require(
         neuron is not None or "neuron" not in entry,
@@ -147,11 +156,16 @@ def _integers(entry: Mapping[str, Any]) -> pixel_rule.Integers:
 
 
 def _network(document: Mapping[str, Any], tensors: layer_codec.Tensors) -> EventNetwork:
-    norm = document["normalization"]
-    fixed = document["format"] == FORMAT_FIXED
+    norm, given = document["normalization"], document["input"]
+    events = document["format"] == FORMAT_EVENTS
+    fixed = document["format"] == FORMAT_FIXED or (events and "integers" in document)
+    errors.require(
+        events == ("bound" in given),
+        f"the input of a file of {document['format']}: {', '.join(sorted(given))}",
+    )
     network = EventNetwork(
-        input_name=v.text(document["input"]["name"]),
-        input_shape=v.integers(document["input"]["shape"]),
+        input_name=v.text(given["name"]),
+        input_shape=v.integers(given["shape"]),
         time_steps=v.integer(document["time_steps"]),
         layers=tuple(layer_codec.read_entry(e, tensors) for e in v.items(document["layers"])),
         readout=_readout(document, tensors),
@@ -167,6 +181,7 @@ def _network(document: Mapping[str, Any], tensors: layer_codec.Tensors) -> Event
         active=v.by_name(v.number, document.get("active", {})),
         forms=v.by_name(v.text, document.get("forms", {})),
         integers=_integers(document["integers"]) if fixed else None,
+        input_bound=v.integer(given["bound"]) if events else None,
         digest=v.text(document["digest"]),
     )
     surplus = sorted(set(tensors) - set(_tensors(network)))

@@ -68,7 +68,7 @@ class PixelNormalization:
 class EventNetwork:
     """Layers in execution order and what they are valid for.
 
-    input_name, input_shape   the input: (C, H, W) or (N,), analog
+    input_name, input_shape   the input: (C, H, W) or (N,), analog or events
     time_steps                T
     fixed_steps               valid for this T only (something was removed that is silent within T)
     reset_per_sample          valid only when every sample starts at rest
@@ -80,6 +80,7 @@ class EventNetwork:
     active                    expected share of a layer's neurons that give a nonzero value at any
                               of the T steps, by name; of some of the layers that have a rate
     integers                  what a fixed-point network takes; None: a network of float32
+    input_bound               of an input of events, their largest value; None: analog
     forms                     how the synapses of some layers shall run, by name (plan/forms.py)
     edges                     what the input and every layer give; derived
     """
@@ -99,6 +100,7 @@ class EventNetwork:
     active: Mapping[str, float] = field(default_factory=dict)
     forms: Mapping[str, str] = field(default_factory=dict)
     integers: pixel_rule.Integers | None = None
+    input_bound: int | None = None
     digest: str | None = field(default=None, compare=False)
     edges: Mapping[str, Edge] = field(init=False, repr=False, compare=False)
 
@@ -115,7 +117,7 @@ class EventNetwork:
         )
         self._check_input()
         shapes: dict[str, Shape] = {self.input_name: self.input_shape}
-        edges: dict[str, Edge] = {self.input_name: ("analog", self._input_bound())}
+        edges: dict[str, Edge] = {self.input_name: self._input_edge()}
         for layer in self.layers:
             self._check_place(layer, shapes)
             layer.check_steps(self.time_steps, fixed=self.fixed_steps)
@@ -180,7 +182,24 @@ class EventNetwork:
                 f"normalisation of {len(norm.mean)} channels for {self.input_shape}",
             )
 
-    def _input_bound(self) -> int | None:
+    def _input_edge(self) -> Edge:
+        """What comes in: events, or analog values."""
+        largest, most, name = self._largest_integer(), self.input_bound, self.input_name
+        if most is None:
+            return "analog", largest
+        errors.require(
+            self.input_kind in pixel_rule.EVENT_KINDS
+            and 1 <= most <= (1 if self.input_kind == "spikes" else pixel_rule.MOST_COUNT),
+            f"{name}: events up to {most} of {self.input_kind}",
+        )
+        given = self.integers
+        errors.require(
+            given is None or (given.low == 0 and given.high == most and not given.zero),
+            f"{name}: events up to {most} that are the integers {given}",
+        )
+        return validate.edge_between(0, most)
+
+    def _largest_integer(self) -> int | None:
         """The largest magnitude of the integers that come in; None: float32."""
         given, name = self.integers, self.input_name
         if given is None:
@@ -261,13 +280,20 @@ class EventNetwork:
             std,
             kind=self.input_kind,
             integers=self.integers,
+            events=self.input_bound,
         )
+
+    @property
+    def takes(self) -> type[np.uint8] | type[np.int16] | type[np.float32]:
+        """The dtype of what comes in."""
+        if self.input_bound is not None:
+            return np.uint8
+        return np.float32 if self.integers is None else np.int16
 
     @property
     def blank(self) -> Array:
         """A sample of zeros, as the network takes it."""
-        kind = np.float32 if self.integers is None else np.int16
-        return np.zeros((1, *self.input_shape), kind)
+        return np.zeros((1, *self.input_shape), self.takes)
 
     @cached_property
     def by_name(self) -> dict[str, Layer]:
@@ -275,8 +301,10 @@ class EventNetwork:
 
     @cached_property
     def static(self) -> frozenset[str]:
-        """The input, and layers with the same value at every step of a static input."""
-        static = {self.input_name}
+        """The input, and layers with the same value at every step of a static input. Events are
+        not static: they arrive.
+        """
+        static = {self.input_name} if self.input_bound is None else set[str]()
         for layer in self.layers:
             if not layer.stateful and static.issuperset(layer.sources):
                 static.add(layer.name)

@@ -213,7 +213,9 @@ def _network_facts(described: Description) -> Facts:
     classes, kind = list(described["classes"]), described["input_kind"]
     norm, taken = _normalization(described["normalization"]), described.get("integers")
     norm = norm if taken is None else _integers(taken)
-    what = f"images, {norm}" if kind == "images" else f"{kind}, as they are"
+    most = described.get("input_bound")
+    plain = "as they are" if most is None else f"whole numbers from 0 to {most}"
+    what = f"images, {norm}" if kind == "images" else f"{kind}, {plain}"
     scores = [("scores", NAMES[described["over_time"]])] if "over_time" in described else []
     return [
         ("time steps T", described["time_steps"]),

@@ -129,8 +129,7 @@ def build_buffers(
         largest = max(largest, math.prod(shape))
     builder = Builder(network, plans, steps, carry, partitions, aligned((largest,), np.float32))
     made, shown = builder.made, (input_steps, *channel_last(network.input_shape))
-    taken = np.float32 if network.integers is None else np.int16
-    made.values[network.input_name] = aligned(shown, taken)
+    made.values[network.input_name] = aligned(shown, network.takes)
     for each in network.layers:
         bind(each, builder)
     source = made.values[network.readout.source]

@@ -53,11 +53,14 @@ def expected_rate(network: net.EventNetwork, layer: net.Synaptic) -> float:
 
 def _rate_of(network: net.EventNetwork, name: str) -> float:
     """Of a layer that gives events; pooled ones are more where nobody has measured them."""
-    layer, window = network.by_name[name], 1
-    while layer.name not in network.rates and isinstance(layer, net.PoolLayer):
+    window = 1
+    while name not in network.rates:
+        layer = network.by_name.get(name)
+        if not isinstance(layer, net.PoolLayer):
+            break
         window = min(window * math.prod(layer.kernel), validate.MAX_NEURONS)
-        layer = network.by_name[layer.source]
-    rate = network.rates.get(layer.name, costs.USUAL_RATE)
+        name = layer.source
+    rate = network.rates.get(name, costs.USUAL_RATE)
     return rate if window == 1 else costs.pooled_rate(rate, window)
 
 

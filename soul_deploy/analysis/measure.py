@@ -222,8 +222,9 @@ class _Run:
 
     @cached_property
     def once(self) -> frozenset[str]:
-        """Layers that are executed once per image."""
-        return frozenset(self.graph.static if self.static else ())
+        """Layers that are executed once per image; those of events are at each step."""
+        static = self.static and self.graph.input.events is None
+        return frozenset(self.graph.static if static else ())
 
     def layer(self, entry: Counted, counts: LayerCounts) -> report.LayerReport:
         if entry.layer is not None:

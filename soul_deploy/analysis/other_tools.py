@@ -110,7 +110,7 @@ def compat_model(model: Model, images: Tensor, chunk: int = 64) -> dict[str, Com
     (T, B, C, H, W); masks as the model has them, nothing left out besides.
     """
     module, rules = model.module(), _rules(model)
-    axis = 0 if module.as_signal(images).static else 1
+    axis = module.batch_axis(images)
     totals = dict.fromkeys(rules, CompatCounts())
     for part in torch.split(images, chunk, dim=axis):
         known = {model.graph.input.name: module.as_signal(part)}

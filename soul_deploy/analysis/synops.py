@@ -147,7 +147,7 @@ def count_model(model: Model, images: Tensor, chunk: int = 64) -> dict[str, coun
     module = model.module()
     layers = deploy.lower(model).counted
     totals = {layer.name: counters.LayerCounts() for layer in layers}
-    axis = 0 if module.as_signal(images).static else 1
+    axis = module.batch_axis(images)
     for part in torch.split(images, chunk, dim=axis):
         for name, counts in count_batch(module, layers, part).items():
             totals[name] += counts

@@ -59,14 +59,16 @@ KINDS = {
         "`soul-deploy bench sparse --compare FILE` takes one that `bench sparse` wrote",
     ),
 }
-MODEL_FORMATS = ("soul-deploy/model/1", "soul-deploy/model/2")
-"""The second is of fixed-point networks, which the versions before cannot compute."""
+MODEL_FORMATS = ("soul-deploy/model/1", "soul-deploy/model/2", "soul-deploy/model/3")
+"""The second is of fixed-point networks, the third of networks whose input are events, which the
+versions before cannot compute."""
 FORMATS = {
     **dict.fromkeys(MODEL_FORMATS, "model"),
     "soul-deploy/event/1": "event",
     "soul-deploy/event/2": "event",
     "soul-deploy/event/3": "event",
     "soul-deploy/event/4": "event",
+    "soul-deploy/event/5": "event",
     "soul-deploy/checkpoint/1": "checkpoint",
 }
 SUFFIXES = {

@@ -6,6 +6,9 @@ images    uint8 are pixels, and become (pixel / 255 - mean) / std per channel as
 counts, spikes, values
           numbers of any dtype are taken as they are
 
+Counts and spikes are *events*: whole numbers from 0 to a bound that a network is made for, at most
+MOST_COUNT, of spikes 1. Networks of before, whose files have no bound, take any numbers there.
+
 A fixed-point network takes integers (docs/fixed-point.md): of images, uint8 pixels minus the zero
 of their channel; counts and spikes as they are; nothing that is no whole number.
 
@@ -22,6 +25,9 @@ from soul_deploy.base import Array, errors
 InputKind: TypeAlias = Literal["images", "counts", "spikes", "values"]
 INPUT_KINDS: tuple[InputKind, ...] = get_args(InputKind)
 KIND_OF_OLD_FILES: InputKind = "images"
+EVENT_KINDS: tuple[InputKind, ...] = ("counts", "spikes")
+MOST_COUNT = 255
+"""The largest value of an event, which travels in a byte."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +53,7 @@ class InputRule:
     resize      scale image files of another size (bilinear) instead of refusing them
     kind        what the numbers are
     integers    of a fixed-point network, which takes nothing else
+    events      of counts and spikes, the largest value; None: any number is taken
     """
 
     shape: tuple[int, ...]
@@ -56,6 +63,7 @@ class InputRule:
     resize: bool = False
     kind: InputKind = "images"
     integers: Integers | None = None
+    events: int | None = None
 
 
 def is_input_kind(value: object) -> TypeGuard[InputKind]:
@@ -154,12 +162,45 @@ def integers_of(given: Array, rule: InputRule, what: str = "the input") -> Array
     return whole
 
 
+def events_of(given: Array, rule: InputRule, what: str = "the input") -> Array:
+    """uint8 of the same shape, (..., *rule.shape): the events of a network of counts or spikes.
+
+    given: from `input_array`. Raises ValidityError for numbers that are not whole, or not from 0 to
+    what the network takes.
+    """
+    most = rule.events
+    assert most is not None
+    low, high = (given.min(initial=0), given.max(initial=0)) if given.size else (0, 0)
+    if not (low >= 0 and high <= most):  # false for a NaN
+        more = "; what is above can be cut off by np.minimum, as in training" if low >= 0 else ""
+        raise errors.ValidityError(
+            f"{what} holds numbers from {low} to {high}; this network takes {rule.kind}, whole "
+            f"numbers from 0 to {most}{more}"
+        )
+    whole: Array = given.astype(np.uint8)
+    if given.dtype.kind == "f" and not np.array_equal(whole, given):
+        raise errors.ValidityError(
+            f"{what} holds numbers that are not whole; this network takes {rule.kind}, whole "
+            f"numbers from 0 to {most}"
+        )
+    return whole
+
+
+def taken_by(given: Array, rule: InputRule, what: str = "the input") -> Array:
+    """What the event runtime computes with: uint8 of events, otherwise as `numbers_of`."""
+    return numbers_of(given, rule, what) if rule.events is None else events_of(given, rule, what)
+
+
 def numbers_of(given: Array, rule: InputRule, what: str = "the input") -> Array:
     """float32 of the same shape, (..., *rule.shape): what the network computes with; int16, as
     `integers_of`, of a fixed-point network.
 
-    given: from `input_array`. Raises ValidityError for values that are not finite in float32.
+    given: from `input_array`. Raises ValidityError for values that are not finite in float32, and
+    for what are no events where the network takes these.
     """
+    if rule.events is not None:
+        events = events_of(given, rule, what)
+        return events.astype(np.float32 if rule.integers is None else np.int16)
     if rule.integers is not None:
         return integers_of(given, rule, what)
     if rule.kind == "images" and given.dtype == np.uint8:
@@ -221,6 +262,8 @@ def random_inputs(rule: InputRule, count: int, seed: int) -> Array:
     else:
         drawn = random.normal(size=shape)
     found: Array = drawn.astype(np.float32)
+    if rule.events is not None:
+        return numbers_of(np.minimum(found, rule.events), rule)
     if rule.integers is not None:
         return integers_of(np.minimum(found, rule.integers.high), rule)
     return found

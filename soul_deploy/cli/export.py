@@ -34,7 +34,7 @@ class OnnxOptions:
     input_mode: Any = given(
         None,
         "static: one image shown at every step; sequence: T frames. For --mode sequence.  "
-        "[default: sequence of a network trained on frames of events, else static]",
+        "[default: sequence of a network of events or trained on frames of them, else static]",
         type=choice(model.INPUT_MODES),
     )
     mode: str = one_of(

@@ -25,7 +25,7 @@ from soul_deploy.frontend.from_torch import from_torch
 from soul_deploy.frontend.outputs import Key
 from soul_deploy.ir import NeuronSpec, Shape
 from soul_deploy.model.file import load_weights, save
-from soul_deploy.model.model import Model, ModelInfo, with_input_kind
+from soul_deploy.model.model import Model, ModelInfo, for_kind, with_input_kind
 from soul_deploy.model.state_dict import Weights
 from soul_deploy.runtime.io.inspect import is_model_file
 from soul_deploy.training.messages import note, warn
@@ -160,7 +160,8 @@ def import_torch(
     if found != count:
         raise errors.UsageError(f"{factory} gives {found} class scores; {count} are needed")
     told = told if reading is None else [*_assumed(reading, model, factory), *told]
-    model = replace(model, info=_info(factory, data, model, told, asked.input_kind))
+    info = _info(factory, data, model, told, asked.input_kind)
+    model = for_kind(replace(model, info=info), info.input_kind)
     save(model, target)
     _print(model, target, asked.data_dir, output_format)
 

@@ -185,9 +185,10 @@ def taken(model: Model, data: Data, images: Tensor) -> Tensor:
     integers of a fixed-point network.
     """
     rule = model.input_rule
-    if rule.integers is None:
+    if rule.integers is None and rule.events is None:
         return data.normalise(images)
-    whole = pixel_rule.integers_of(pixel_rule.input_array(images.numpy(), rule, data.name), rule)
+    array = pixel_rule.input_array(images.numpy(), rule, data.name)
+    whole = pixel_rule.numbers_of(array, rule, data.name)
     return data.arranged(torch.from_numpy(whole))
 
 

@@ -151,7 +151,7 @@ class Comparer:
         )
 
     def _batches(self, images: Tensor, batch: int) -> Iterator[tuple[int, Tensor]]:
-        axis = 0 if self.reference.module.as_signal(images).static else 1
+        axis = self.reference.module.batch_axis(images)
         if images.shape[axis] == 0:
             raise errors.UsageError("no samples to compare; give at least one")
         offset = 0

@@ -30,7 +30,7 @@ from soul_deploy.frontend import (
 )
 from soul_deploy.frontend.outputs import Key
 from soul_deploy.ir import Shape, SpikingGraph
-from soul_deploy.model.model import Model, ModelInfo, arrays_of, with_input_kind
+from soul_deploy.model.model import Model, ModelInfo, arrays_of, taking, with_input_kind
 from soul_deploy.nn.graph_module import GraphModule, require_floats
 
 TOLERANCE = 1e-5
@@ -204,8 +204,8 @@ def from_torch(
                  are warned about, and named in `info.provenance["untested"]`, for what follows
                  them is compared on zeros: give real data.
     input_kind   what the network is given: "images", whose uint8 pixels the runtime normalises as
-                 the model's `info.normalization` says, or "counts", "spikes", "values", of which
-                 numbers of any dtype are taken as they are
+                 the model's `info.normalization` says; "counts" or "spikes", events: whole numbers
+                 from 0 to 255, or to 1, of any dtype; "values", any numbers
     over_time    what the class scores are of the steps that the network returns, all at once or
                  one at each call: their "mean", "sum", "last" or "max". None: the mean; where its
                  own forward makes scores of the steps, those
@@ -248,7 +248,8 @@ class Examined:
         """The network at rest, whose provenance says `made`, and what was not tested."""
         told = {**made, **self.told}
         state = arrays_of(self.module.state_dict())
-        return Model(self.module.graph, state, info=replace(info, provenance=told))
+        graph = taking(self.module.graph, info.input_kind)
+        return Model(graph, state, info=replace(info, provenance=told))
 
 
 def examine(

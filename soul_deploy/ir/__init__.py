@@ -18,8 +18,10 @@ from soul_deploy.ir.node import BatchNorm, Node, Pair, Shape, no_entry
 from soul_deploy.ir.nodes import (
     OPS,
     Convolution,
+    EventInput,
     Flatten,
     Input,
+    IntegerEventInput,
     IntegerInput,
     Linear,
     Merge,

@@ -15,7 +15,9 @@ from soul_deploy.base.errors import UsageError
 from soul_deploy.ir import channelwise, feedback, neurons, node, pools
 from soul_deploy.ir.channelwise import Scatter as Scatter
 from soul_deploy.ir.described import described
+from soul_deploy.ir.inputs import EventInput as EventInput
 from soul_deploy.ir.inputs import Input as Input
+from soul_deploy.ir.inputs import IntegerEventInput as IntegerEventInput
 from soul_deploy.ir.inputs import IntegerInput as IntegerInput
 
 SIDES = ("bound", "low")  # of an edge
@@ -373,7 +375,7 @@ class Readout(node.Node):
 OPS: dict[str, type[node.Node]] = {
     cls.op: cls
     for cls in (
-        *(Input, IntegerInput, Convolution, Linear, Population),
+        *(Input, EventInput, IntegerInput, IntegerEventInput, Convolution, Linear, Population),
         *(pools.MaxPool, pools.AvgPool, pools.SumPool, pools.AdaptiveAvgPool),
         *(Flatten, Merge, Readout, Scatter),
         *(channelwise.Scale, channelwise.ChannelNorm),

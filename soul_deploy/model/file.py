@@ -34,12 +34,17 @@ def save(model: Model, path: Path | str) -> None:
     held = {prefix: getattr(model, part) for prefix, part in PARTS.items()}
     tensors = {prefix + n: array for prefix, part in held.items() for n, array in part.items()}
     document = {
-        "format": MODEL_FORMATS[model.graph.integers],
+        "format": format_of(model.graph),
         "digest": files.digest(tensors),
         "graph": model.graph.to_json(),
         "info": asdict(model.info),
     }
     files.write_tensors(path, tensors, document)
+
+
+def format_of(graph: SpikingGraph) -> str:
+    """The first format that has all that a network needs."""
+    return MODEL_FORMATS[graph.integers if graph.input.events is None else 2]
 
 
 @reads("model")
@@ -232,6 +237,9 @@ def check_info(graph: SpikingGraph, info: ModelInfo) -> None:
         raise ValueError(f"valid for T = {info.validity.time_steps}, but T = {graph.time_steps}")
     if len(info.classes) not in (0, graph.readout.classes):
         raise ValueError(f"{len(info.classes)} names for {graph.readout.classes} classes")
+    most, kind = graph.input.events, info.input_kind
+    if most is not None and (kind not in pixel_rule.EVENT_KINDS or (kind == "spikes" and most > 1)):
+        raise ValueError(f"events up to {most} for an input of {kind}")
     norm = info.normalization
     if norm is not None and info.input_kind != "images":
         raise ValueError(f"a normalization of pixels for an input of {info.input_kind}")

@@ -11,6 +11,7 @@ from torch import Tensor
 from soul_deploy.base import Array, brief, errors
 from soul_deploy.base import pixel_rule as rules
 from soul_deploy.ir import IntegerInput, Shape, SpikingGraph
+from soul_deploy.ir.inputs import of_kind
 from soul_deploy.nn.graph_module import ChannelMask, GraphModule, HardGate
 
 State: TypeAlias = Mapping[str, Array]
@@ -126,22 +127,39 @@ class Model:
             self.input_shape, self.graph.time_steps, mean, std, kind=self.info.input_kind
         )
         given = self.graph.input
+        rule = replace(rule, events=given.events)
         if not isinstance(given, IntegerInput):
             return rule
         return replace(rule, integers=rules.Integers(given.low, given.high, given.zero))
 
 
 def from_module(module: GraphModule, info: ModelInfo) -> Model:
-    """A Model with copies of a module's weights and masks."""
+    """A Model with copies of a module's weights and masks, whose input is of `info.input_kind`."""
     masks = {
         name: mask.keep.detach().cpu().numpy() > 0 for name, mask in module.channel_masks.items()
     }
-    return Model(module.graph, arrays_of(module.state_dict()), masks, info)
+    graph = taking(module.graph, info.input_kind)
+    return Model(graph, arrays_of(module.state_dict()), masks, info)
+
+
+def taking(graph: SpikingGraph, kind: rules.InputKind) -> SpikingGraph:
+    """The graph of a network that is made for that kind of input."""
+    made = of_kind(graph.input, kind)
+    return graph if made is graph.input else graph.with_nodes({made.name: made})
 
 
 def arrays_of(state: Mapping[str, Tensor]) -> dict[str, Array]:
     """Copies of a state dict's tensors as numpy arrays."""
     return {name: tensor.detach().cpu().numpy().copy() for name, tensor in state.items()}
+
+
+def for_kind(model: Model, kind: str) -> Model:
+    """A network that was just made, for that kind of input: events where it takes counts or spikes.
+
+    Raises as `with_input_kind`.
+    """
+    info = with_input_kind(model.info, kind)
+    return replace(model, graph=taking(model.graph, info.input_kind), info=info)
 
 
 def with_input_kind(info: ModelInfo, kind: str) -> ModelInfo:

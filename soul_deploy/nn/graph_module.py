@@ -151,11 +151,22 @@ class GraphModule(nn.Module):
         return ForwardRecord(spikes, values[self.graph.readout.name].tensor)
 
     def as_signal(self, x: Tensor) -> Signal:
-        """Check the input, as `shows_image` does; integers of a fixed-point network in float64."""
+        """Check the input, as `shows_image` does, and in evaluation that events are what they can
+        be; integers of a fixed-point network in float64. Events (B, ...) arrive at each step.
+        """
         if self.graph.integers:
             x = x.double()
         require_floats(x)
-        return Signal(x, shows_image(self.graph, x))
+        if not self.training:
+            require_events(self.graph.input, x)
+        static = shows_image(self.graph, x)
+        if static and self.graph.input.events is not None:
+            return Signal(x.expand(self.graph.time_steps, *x.shape), False)
+        return Signal(x, static)
+
+    def batch_axis(self, x: Tensor) -> int:
+        """Of an input: 0 of images, 1 of a sequence. Raises ValidityError."""
+        return 0 if shows_image(self.graph, x) else 1
 
     def evaluate(
         self,
@@ -392,6 +403,19 @@ def require_floats(x: Tensor) -> None:
         raise errors.ValidityError(
             f"an input of {x.dtype} given; PyTorch modules take floating-point numbers: normalise "
             "pixels first, and convert other integers with .float()"
+        )
+
+
+def require_events(given: ir.Input, x: Tensor) -> None:
+    """Raise ValidityError for numbers that are no events, of an input that takes these."""
+    most = given.events
+    if most is None or not x.numel():
+        return
+    low, high = float(x.min()), float(x.max())
+    if not (low >= 0 and high <= most and bool((x == x.round()).all())):
+        raise errors.ValidityError(
+            f"{given.name}: numbers from {low:g} to {high:g} given; it takes {given.describe()}, "
+            "whole numbers"
         )
 
 

@@ -101,7 +101,8 @@ def _input(plan: Plan) -> ir.IntegerInput:
             given.name, (), given.shape, -max(zero), structure.PIXELS - min(zero), rule.zero
         )
     most = 1 if plan.model.info.input_kind == "spikes" else plan.counts
-    return ir.IntegerInput(given.name, (), given.shape, 0, most)
+    kind = ir.IntegerInput if given.events is None else ir.IntegerEventInput
+    return kind(given.name, (), given.shape, 0, most)
 
 
 def _synapses(plan: Plan, node: ir.Projection) -> dict[str, Array]:

@@ -60,7 +60,7 @@ def firing(model: Model, images: Tensor, labels: Tensor | None) -> Firing:
     """What `model` does on images as it takes them, (B, ...) or (T, B, ...)."""
     module, layers = model.module(), deploy.lower(model).counted
     names = [node.name for node in model.graph.populations]
-    axis = 0 if module.as_signal(images).static else 1
+    axis = module.batch_axis(images)
     spikes = {name: np.zeros(model.graph.shapes[name], np.int64) for name in names}
     right = synops = done = 0
     for part in torch.split(images, CHUNK, dim=axis):

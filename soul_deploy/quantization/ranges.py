@@ -122,7 +122,7 @@ def furthest(model: Model, images: Tensor) -> Mapping[str, int]:
             found = max(found, -low)
         most[name] = max(most[name], found)
 
-    axis = 0 if module.as_signal(images).static else 1
+    axis = module.batch_axis(images)
     for part in torch.split(images, CHUNK, dim=axis):
         module.forward_observed(part, observe)
     return most

@@ -198,7 +198,7 @@ def test_the_event_format_rises_only_for_what_is_new(over_time: OverTime, tmp_pa
     ("key", "value", "text"),
     [
         ("format", FORMAT, "head: over_time 'sum' in a file of soul-deploy/event/1"),
-        ("format", "soul-deploy/event/9", r"this command reads '.*event/1'.*'.*event/4'"),
+        ("format", "soul-deploy/event/9", r"this command reads '.*event/1'.*'.*event/5'"),
         ("readout", {}, "its description cannot be read"),
         ("over_time", "som", "head: over_time 'som'; known: mean, sum, last, max"),
         ("over_time", 3, "head: over_time 3; known"),

@@ -251,6 +251,9 @@ def read_as(name: str, spec: ir.NeuronSpec, read: ReadRule) -> tuple[ir.NeuronSp
     read) does so in the membrane that is read, too: snnTorch's.
     """
     if read == "membrane_no_reset":
+        if spec.dynamics is not None:
+            settings = dict(spec.settings) | {"reset": RESETS["none"]}
+            return replace(spec, settings=tuple(settings.items())), 1.0
         if spec.v_reset:
             raise errors.UnsupportedGraphError(
                 f"{name}: v_reset {spec.v_reset:g} of neurons that never reset; supported is 0"

@@ -128,28 +128,28 @@ def from_nir(
     steps = None if neuron.tau is None else neuron.tau / dt
     if steps is not None and close(steps, 1.0):
         steps = 1.0
-    numbers: dict[str, float | None] = {"v_threshold": _single(neuron.v_threshold)}
+    numbers: dict[str, float | None] = {"v_threshold": single(neuron.v_threshold)}
     if reset == "zero":
         if not close(neuron.v_leak, neuron.v_reset):
             raise UnsupportedGraphError(
                 f"{name}: v_leak {neuron.v_leak:g} and v_reset {neuron.v_reset:g} differ; "
                 "supported is a membrane that decays to its reset value"
             )
-        numbers["v_reset"] = _single(neuron.v_reset)
+        numbers["v_reset"] = single(neuron.v_reset)
     else:
         numbers |= _soft_reset(name, neuron, steps, late=reset == "subtract")
     if steps is None:
         gain = neuron.r * dt
         return _spec(name, family="if", fire=fire, **numbers), 1.0 if close(gain, 1.0) else gain
     if reset == "subtract" and fire == "gt":
-        beta = _beta(steps * dt, dt)
+        beta = beta_of(steps * dt, dt)
         late = {"tau": 1 / (1 - beta), "decay_input": False, "form": "snntorch", "v_reset": None}
         gain = 1.0 if close(neuron.r, steps) else neuron.r / steps
         threshold = numbers["v_threshold"]
         return _spec(name, family="lif", fire=fire, v_threshold=threshold, **late), gain
     divided = close(neuron.r, 1.0)
     gain = 1.0 if divided or close(neuron.r, steps) else neuron.r
-    lif = {"tau": _single(steps), "decay_input": divided or gain != 1.0, "form": "spikingjelly"}
+    lif = {"tau": single(steps), "decay_input": divided or gain != 1.0, "form": "spikingjelly"}
     return _spec(name, family="lif", fire=fire, **lif, **numbers), gain
 
 
@@ -168,10 +168,10 @@ def _soft_reset(
             f"{name}: reset by subtraction a step later with tau of one step, after which nothing "
             "of the membrane is left; supported is tau of more than one step"
         )
-    return {"v_reset": None, "v_subtract": _single(neuron.v_threshold * steps / (steps - 1))}
+    return {"v_reset": None, "v_subtract": single(neuron.v_threshold * steps / (steps - 1))}
 
 
-def _beta(tau: float, dt: float) -> float:
+def beta_of(tau: float, dt: float) -> float:
     """The shortest decimal of which snnTorch writes this tau, dt / (1 - beta) in float32; the
     nearest float32 if there is none.
     """
@@ -189,7 +189,7 @@ def _spec(name: str, **numbers: object) -> NeuronSpec:
         raise UnsupportedGraphError(f"{name}: {error}") from error
 
 
-def _single(value: float) -> float:
+def single(value: float) -> float:
     """The shortest decimal that is the same float32: what every engine computes with."""
     return float(str(np.float32(value)))
 
@@ -237,9 +237,9 @@ class Conventions:
             )
         return self.fire or "gt"
 
-    def reset_of(self, neuron: NirNeuron) -> ResetRule:
-        """How the neurons reset."""
-        if self.reset == "subtract" and neuron.tau is not None:
+    def reset_of(self, *, leaks: bool) -> ResetRule:
+        """How neurons reset that leak, or that do not."""
+        if self.reset == "subtract" and leaks:
             self.assumed["timing"] = (
                 "a spike takes the threshold off in the next step, after the decay, as snnTorch's "
                 "Leaky does; where the tool takes it off at once, give --reset subtract_at_once"

@@ -15,7 +15,7 @@ import numpy as np
 
 from soul_deploy import ir
 from soul_deploy.base import Array, brief, errors, files, pixel_rule, reduction
-from soul_deploy.export.nir import membranes, neuron, package
+from soul_deploy.export.nir import membranes, neuron, package, recurrence
 from soul_deploy.export.nir.nodes import read_node
 from soul_deploy.export.nir.values import Reader
 from soul_deploy.model.file import check_state, info_from_json
@@ -80,6 +80,7 @@ def import_nir(
     """
     if isinstance(graph, files.File):
         graph = read_nir(graph)
+    graph = recurrence.opened(graph)
     _require_size(len(graph.nodes), len(graph.edges))
     described = _scored(described_graph(graph.metadata, time_steps, dt), over_time)
     step = package.DEFAULT_DT if described.dt is None else described.dt
@@ -152,6 +153,8 @@ def _require_reachable(graph: ir.SpikingGraph, state: Mapping[str, Array]) -> No
     bound = None if synapses is None else graph.edges[synapses.inputs[0]].bound
     if last is None or synapses is None or bound is None:
         return
+    if last.feedback is not None or last.neuron.dynamics is not None:
+        return
     weight = state[f"{synapses.name}.weight"].clip(min=0)
     largest = bound * weight.sum(axis=tuple(range(1, weight.ndim)))
     if synapses.bias:
@@ -195,21 +198,17 @@ def _scores(reader: Reader, name: str, over_time: reduction.OverTime | None) -> 
     return {"scores": text}
 
 
-def _ordered(graph: Any) -> list[str]:
+def _ordered(graph: recurrence.Graph) -> list[str]:
     """Node names, sources first. Raises UnsupportedGraphError for a cycle."""
     order: TopologicalSorter[str] = TopologicalSorter(dict.fromkeys(graph.nodes, ()))
     for source, target in graph.edges:
-        for end in (source, target):
-            if end not in graph.nodes:
-                text = f"the NIR graph has an edge to {end!r}, which is no node"
-                raise errors.FileFormatError(text)
         order.add(target, source)
     try:
         return list(order.static_order())
     except CycleError as error:
         raise errors.UnsupportedGraphError(
             f"a recurrent connection through {' → '.join(error.args[1])}; supported are "
-            "feed-forward networks"
+            "synapses from spiking neurons to themselves"
         ) from error
 
 
@@ -312,10 +311,20 @@ def _membranes_of(
             f"{last}: the membrane of neurons behind {node.op!r}; supported are those that a "
             "linear or affine node alone feeds"
         )
+    if population.feedback is not None:
+        raise errors.UnsupportedGraphError(
+            f"{last}: the membrane of neurons with a recurrent connection; supported is one "
+            "without, or their spikes"
+        )
     spec, gain = membranes.read_as(last, population.neuron, reader.read)
     reader.weigh_rows(charging, np.array(gain), np.zeros(1))
     kept = tuple(n for n in reader.made.values() if n.name not in {last, charging, *dropped})
-    return (*kept, replace(head, neuron=spec, over_time=over_time)), reader.state
+    own = f"{last}."
+    state = {
+        f"{head.neurons_name}.{name.removeprefix(own)}" if name.startswith(own) else name: array
+        for name, array in reader.state.items()
+    }
+    return (*kept, replace(head, neuron=spec, over_time=over_time)), state
 
 
 def _is_head(own: ir.Readout, head: ir.Readout, state: State) -> bool:

@@ -11,6 +11,7 @@ from soul_deploy.base import Array, brief, errors
 from soul_deploy.export.nir import membranes
 from soul_deploy.export.nir import package as nir_library
 from soul_deploy.export.nir.neuron import Conventions
+from soul_deploy.export.nir.recurrence import Graph
 from soul_deploy.nn.graph_module import GraphModule
 
 # Names that a module of ours already uses for something else.
@@ -26,16 +27,22 @@ class NirValue:
     factor: float = 1.0
 
 
+def safe_name(key: str, node: Any) -> str:
+    """Our name of a NIR node, which can be a module's: the one in its metadata, or its key."""
+    name = str(node.metadata.get(nir_library.NAME, key)).strip(".") or "node"
+    return f"node_{name}" if name.split(".")[0] in RESERVED else name
+
+
 @brief
 @dataclass
 class Reader:
     """Our nodes and weights as they are made, in execution order.
 
-    graph: the NIR graph. last: our name of what the output reads. read: what a last population puts
-    out. charged: neurons that `last` charges, and whose membrane is put out.
+    graph: the NIR graph, opened. last: our name of what the output reads. read: what a last
+    population puts out. charged: neurons that `last` charges, and whose membrane is put out.
     """
 
-    graph: Any
+    graph: Graph
     conventions: Conventions
     made: dict[str, ir.Node] = field(default_factory=dict)
     state: dict[str, Array] = field(default_factory=dict)
@@ -48,9 +55,7 @@ class Reader:
 
     def name(self, key: str) -> str:
         """Our name of a NIR node: the one in its metadata, made safe as a module's name."""
-        name = str(self.graph.nodes[key].metadata.get(nir_library.NAME, key)).strip(".") or "node"
-        if name.split(".")[0] in RESERVED:
-            name = f"node_{name}"
+        name = safe_name(key, self.graph.nodes[key])
         if name in self.shapes:
             raise errors.FileFormatError(f"two NIR nodes are called {name!r}")
         return name
@@ -111,6 +116,24 @@ class Reader:
                 scaled = self.state[part].astype(np.float64) * factor
                 self.state[part] = scaled.astype(np.float32)
 
+    def weighted(self, key: str, value: NirValue, gain: Array) -> str:
+        """As `settled`, where the gain may be one number for each neuron; those of a channel must
+        be the same."""
+        if gain.size == 1:
+            return self.settled(key, value, float(gain))
+        name, rows = self.settled(key, value), gain.reshape(len(gain), -1)
+        if not (self.made[name].projects and self.readers(name) == 1):
+            raise errors.UnsupportedGraphError(
+                f"{key}: a resistance for each neuron, and there are no synapses before it that "
+                f"only it reads ({name}), so they have no place"
+            )
+        if (rows != rows[:, :1]).any():
+            raise errors.UnsupportedGraphError(
+                f"{key}: resistances that differ within a channel; supported is one a channel"
+            )
+        self.weigh_rows(name, rows[:, 0], np.zeros(1))
+        return name
+
     def read_of(self, key: str) -> membranes.ReadRule:
         """What a population puts out: what was said of the last one, or spikes."""
         last = any(
@@ -124,7 +147,8 @@ class Reader:
         weight, bias = self.state[f"{name}.weight"], self.state.get(f"{name}.bias")
         if (gain != 1).any():
             rows = np.broadcast_to(gain, len(weight))
-            self.state[f"{name}.weight"] = (weight * rows[:, None]).astype(np.float32)
+            sides = (-1, *[1] * (weight.ndim - 1))
+            self.state[f"{name}.weight"] = (weight * rows.reshape(sides)).astype(np.float32)
             bias = None if bias is None else (bias * rows).astype(np.float32)
         if shift.any():
             bias = ((0.0 if bias is None else bias) + np.broadcast_to(shift, len(weight))).astype(

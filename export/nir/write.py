@@ -155,10 +155,6 @@ def _population(node: ir.Population, w: _Writer) -> None:
             f"{node.name}: {node.generated} channels generated from a stored pattern; NIR has no "
             f"node that depends on the step. {INSTEAD.capitalize()}"
         )
-    if node.feedback is not None:
-        raise errors.UnsupportedGraphError(
-            f"{node.name}: a feedback ({node.feedback.describe()}); {INSTEAD}"
-        )
     if node.name in w.model.neuron_masks:
         raise errors.UnsupportedGraphError(
             f"{node.name}: masked neurons; NIR has no node that silences some neurons of a "
@@ -179,6 +175,10 @@ def _population(node: ir.Population, w: _Writer) -> None:
         decay = float(w.model.state[f"{node.name}.w"])
         nir_node.metadata[package.DECAY_PARAMETER] = repr(decay)
     w.put(node, nir_node)
+    if node.feedback is not None:  # a circle, in which spikes are those of the step before
+        append_nir(node.feedback, w)
+        (back,), (population,) = w.outlets[node.feedback.name], w.outlets[node.name]
+        w.edges.append((back, population))
 
 
 @append_nir.on(ir.AvgPool)
@@ -212,6 +212,11 @@ def _scale(node: ir.Scale, w: _Writer) -> None:
         by_channel = w.model.state[f"{node.name}.scale"].astype(np.float32)
         values = np.broadcast_to(by_channel.reshape(-1, *[1] * (len(shape) - 1)), shape).copy()
     w.put(node, w.nir.Scale(values))
+
+
+@append_nir.on(ir.OneToOne)
+def _one_to_one(node: ir.OneToOne, w: _Writer) -> None:
+    w.put(node, w.nir.Scale(np.full(w.shape(node), node.factor, np.float32)))
 
 
 @append_nir.on(ir.Flatten)

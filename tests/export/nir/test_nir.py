@@ -638,15 +638,15 @@ def linear(out: int = 7, width: int = 5) -> Any:
 
 def heterogeneous() -> Any:
     node = lif((7,))
-    node.tau[3] = 5e-4
+    node.v_leak[3] = 0.25
     return node
 
 
 FOREIGN: dict[str, tuple[Callable[[], tuple[Any, ...]], str]] = {
     "another node": (lambda: (linear(), nir.Threshold(np.ones(7))), "threshold: NIR Threshold is"),
-    "per-neuron tau": (
+    "per-neuron leak": (
         lambda: (linear(), heterogeneous()),
-        "lif: tau has 2 values from 0.0002 to 0.0005; supported is one finite value",
+        "lif: v_leak other than 0 of neurons with a number for each",
     ),
     "a leak of its own": (
         lambda: (linear(), lif((7,), v_leak=0.3)),
@@ -662,7 +662,7 @@ FOREIGN: dict[str, tuple[Callable[[], tuple[Any, ...]], str]] = {
     ),
     "slow synapses": (
         lambda: (linear(), nir.CubaLIF(*(np.full(7, v) for v in (3e-4, 2e-4, 1.0, 0.0, 1.0)))),
-        "cubalif: a CubaLIF with tau_syn 0.0003 s, whose synaptic current outlasts",
+        "cubalif: a CubaLIF whose synaptic current outlasts a step of 0.0001 s, with r = 1",
     ),
     "a factor without a place": (
         lambda: (nir.Scale(np.full(7, 2.0)), lif((7,))),

@@ -406,7 +406,7 @@ def test_a_step_that_fits_all_neurons_is_named(tmp_path: Path) -> None:
 def test_fast_synapses_name_the_step(tmp_path: Path) -> None:
     numbers = (full(v) for v in (3e-5, 2e-4, 1.0, 0.0, 1.0))
     text = refused(written(nir.CubaLIF(*numbers), tmp_path))
-    assert "tau_syn 3e-05 s, whose synaptic current is shorter than a step" in text
+    assert "tau_syn 3e-05 s is shorter than a step of 0.0001 s" in text
     assert "--dt 3e-05" in text
 
 

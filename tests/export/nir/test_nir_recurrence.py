@@ -94,7 +94,8 @@ def written(build: Build) -> tuple[Any, Tensor, list[Tensor]]:
     x, sent = torch.rand(T, BATCH, WIDTH), list[list[Tensor]]()
     hooks = []
     for place in (1, 3):
-        sent.append(own := [])
+        own: list[Tensor] = []
+        sent.append(own)
         hooks.append(
             network[place].register_forward_hook(
                 lambda _m, _i, out, own=own: own.append(out[0] if type(out) is tuple else out)

@@ -61,8 +61,8 @@ docs: $(STAMP)  ## the site in build/site; a link that leads nowhere is an error
 wheels: $(STAMP)  ## source distributions and wheels of soul-deploy and soul-deploy-runtime in dist/
 	rm -rf dist build/runtime
 	$(BIN)/python .ci/runtime_tree.py build/runtime
-	$(BIN)/python -m build --outdir dist . > build/log
-	$(BIN)/python -m build --outdir dist build/runtime > build/log
+	$(BIN)/python -m build --no-isolation --outdir dist . > build/log
+	$(BIN)/python -m build --no-isolation --outdir dist build/runtime > build/log
 	$(BIN)/twine check --strict dist/*
 
 floor:  ## exactly the minimum versions that setup.cfg promises, and the fast tests on them

@@ -74,11 +74,12 @@ class FrameCache:
         wanted = {"format": FORMAT, "key": json.loads(json.dumps(self.key))}
         same = isinstance(data, dict) and {name: data.get(name) for name in wanted} == wanted
         errors.require(same, f"{told} is of other frames")
+        signed = data.pop("signed", None)
+        errors.require(signed == _signature(data), f"{told} is damaged")
         with OpenFile(frames) as source:
             errors.require(data["sha256"] == source.sha256(), f"{frames} is damaged")
             source.stream.seek(0)
             values = arrays.read_npy(source)
-        # What follows was written by this program, as the sha256 of the frames says beside it.
         return Frames(values, tuple(data["places"]), tuple(data["left_out"]))
 
     def make(self, fill: Callable[[Path], Frames]) -> Frames:
@@ -92,6 +93,7 @@ class FrameCache:
 
         files.write_atomically(frames, write)
         document["sha256"] = files.file_sha256(frames)
+        document["signed"] = _signature(json.loads(json.dumps(document)))
         files.write_text(told, json.dumps(document))
         return self._read()
 
@@ -114,6 +116,10 @@ class FrameCache:
                 f"{self.name}: its frames take {needed_bytes:,} bytes, and {free:,} are free at "
                 f"{self.folder}. {instead}"
             )
+
+
+def _signature(document: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
 
 
 def _size(path: Path) -> int:

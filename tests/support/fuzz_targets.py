@@ -10,12 +10,15 @@ import gzip
 import hashlib
 import io
 import json
+import tempfile
 from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import event_archives
 import numpy as np
 import torch
 from chains import ChainSpec, ConvSpec, LinearSpec, build
@@ -39,11 +42,15 @@ from safetensors.numpy import save_file
 from test_eventfile import example, same
 from test_residual_files import model_of
 
-from soul_deploy.base.errors import SoulDeployError
+from soul_deploy.base.errors import SoulDeployError, require
+from soul_deploy.base.event_frames import FrameRule, frames_of
+from soul_deploy.base.events import EVENT
 from soul_deploy.base.files import CHECKSUM_KEY, METADATA_KEY, TensorFile, digest, read_tensors
 from soul_deploy.base.pixel_rule import InputRule
+from soul_deploy.data import event_layouts
 from soul_deploy.data.datasets import _read_table
 from soul_deploy.data.files import read_idx_pair
+from soul_deploy.data.frame_cache import FrameCache, Frames
 from soul_deploy.export.event.build import build_event_network
 from soul_deploy.export.nir import package as nir_trial
 from soul_deploy.export.nir.read import import_nir, read_nir
@@ -59,6 +66,7 @@ from soul_deploy.runtime.bench.report import SCHEMA, load_baseline
 from soul_deploy.runtime.engine import network
 from soul_deploy.runtime.format.file import load_event_network, save_event_network
 from soul_deploy.runtime.format.network import EventNetwork
+from soul_deploy.runtime.io import event_files
 from soul_deploy.runtime.io.images import read_archive, read_array, read_image
 from soul_deploy.runtime.io.inspect import describe_file
 from soul_deploy.training.checkpoint import _content, read_checkpoint
@@ -458,9 +466,97 @@ def baseline_target(folder: Path) -> Target:
     return Target("baseline", ".json", damage, load_baseline, lambda found, _: None)
 
 
+def recording_target(name: str, suffix: str, write: Any, read: Any) -> Target:
+    """Events in one of the formats of data sets; few of a camera of 34×34 or 128×128."""
+
+    def contents(folder: Path) -> list[bytes]:
+        path, found = folder / f"intact{suffix}", []
+        for count in (3, 70):
+            write(path, event_archives.recording(count, count, 34, 34))
+            found.append(path.read_bytes())
+        return found
+
+    def judge(found: Any, _: bool) -> None:
+        assert found.events.dtype == EVENT
+        for rule in (FrameRule(3), FrameRule(3, duration=50), FrameRule(2, side=(9, 5))):
+            frames = frames_of(found, rule)
+            assert frames.min() >= 0 and frames.sum() <= len(found)
+
+    with tempfile.TemporaryDirectory() as place:
+        return Target(name, suffix, raw(contents(Path(place))), read, judge, share=0.5)
+
+
+def aedat2_target(folder: Path) -> Target:
+    return recording_target("aedat2", ".aedat", event_archives.aedat2, event_files.read_aedat2)
+
+
+def aedat3_target(folder: Path) -> Target:
+    return recording_target("aedat3", ".aedat", event_archives.aedat3, event_files.read_aedat3)
+
+
+def atis_target(folder: Path) -> Target:
+    read = partial(event_files.read_atis, width=34, height=34)
+    return recording_target("atis", ".bin", event_archives.atis, read)
+
+
+def events_target(folder: Path) -> Target:
+    """SpikingJelly's .npz."""
+
+    def write(path: Path, found: Any) -> None:
+        np.savez(path, **{name: found.events[name].astype(np.int64) for name in "txyp"})
+
+    read = partial(event_files.read_npz_events, width=34, height=34)
+    return recording_target("events", ".npz", write, read)
+
+
+def gesture_target(folder: Path) -> Target:
+    """The labels of a recording of gestures."""
+    lines = [f"{label},{label * 1000},{label * 1000 + 900}" for label in range(1, 12)]
+    text = "\r\n".join(["class,startTime_usec,endTime_usec", *lines]).encode()
+
+    def judge(found: Any, _: bool) -> None:
+        assert all(0 <= label < 11 and begin >= 0 <= end for label, begin, end in found)
+
+    return Target("gesture", ".csv", raw([text]), event_layouts._windows, judge, share=0.3)
+
+
+def frames_target(folder: Path) -> Target:
+    """A cache of frames: what is not as it was written is not there."""
+    cache = FrameCache(folder / "cache", "x", {"data": "x"})
+    values = np.random.default_rng(0).integers(0, 9, (5, 2, 2, 4, 4)).astype(np.uint8)
+
+    def fill(place: Path) -> Frames:
+        with place.open("wb") as stream:
+            np.save(stream, values)
+        return Frames(values, (0, 1, 2, 4), ("x.bin is cut off",))
+
+    made = cache.make(fill)
+    parts = {path.name: path.read_bytes() for path in cache.paths}
+
+    def damage(rng: Rng, path: Path) -> tuple[str, bool]:
+        path.mkdir()
+        hurt = pick(rng, sorted(parts))
+        done, data = damaged_bytes(parts[hurt], rng)
+        for name, content in parts.items():
+            (path / name).write_bytes(data if name == hurt else content)
+        return f"{hurt}: {done}", False
+
+    def read(path: Path) -> Any:
+        found = FrameCache(path, "x", {"data": "x"}).read()
+        require(found is not None, "no frames")
+        return found
+
+    def judge(found: Any, _: bool) -> None:
+        assert np.array_equal(found.values, values)
+        assert (found.places, found.left_out) == (made.places, made.left_out)
+
+    return Target("frames", "", damage, read, judge, share=0.3)
+
+
 MAKERS: list[Callable[[Path], Target]] = [
     *(event_target, model_target, weights_target, onnx_target, nir_target, array_target),
     archive_target,
+    *(aedat2_target, aedat3_target, atis_target, events_target, gesture_target, frames_target),
     *(checkpoint_target, image_target, idx_target, table_target, baseline_target, inspect_target),
 ]
 

@@ -14,7 +14,7 @@ FAST := tests/cli/test_smoke.py tests/runtime/test_runtime_without_torch.py \
     tests/runtime/test_container.py tests/runtime/kernels/test_kernelcache.py
 FAST_NEEDS := "pytest>=8" "hypothesis==6.170.17"
 
-.PHONY: demo test search soak networks check docs wheels floor pythons mutate clean
+.PHONY: demo demo-events test search soak networks check docs wheels floor pythons mutate clean
 
 $(STAMP): setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -26,6 +26,9 @@ $(STAMP): setup.cfg pyproject.toml
 demo: $(STAMP)  ## train, prune, remove, export, verify, compare: about 12 minutes on 2 cores
 	$(BIN)/soul-deploy demo --output $(OUT)
 	@echo "The command is $(BIN)/soul-deploy; after '. $(BIN)/activate' it is soul-deploy."
+
+demo-events: $(STAMP)  ## the same on frames of events of a camera
+	$(BIN)/soul-deploy demo --events --output $(OUT)-events
 
 test: $(STAMP)  ## all tests, the same draws at every run; then the kernel tests once more without compilation
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile

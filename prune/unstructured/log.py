@@ -3,8 +3,6 @@
 import csv
 import io
 import json
-from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +10,7 @@ from soul_deploy import distributed
 from soul_deploy.base import errors, files
 from soul_deploy.prune.unstructured.pruning import SearchEpoch
 from soul_deploy.training.state import Tree, list_of
+from soul_deploy.training.tensorboard import Scalars, check_tensorboard
 
 COLUMNS = (
     *("phase", "epoch", "loss", "learning_rate", "lambda"),
@@ -63,10 +62,9 @@ class Recorder:
             raise errors.UsageError("tensorboard needs log, the path of the table of epochs")
         self.rows: list[Row] = []
         self._path = path if distributed.current().is_main else None
-        self._writer: Any = None
+        self._scalars: Scalars | None = None
         if tensorboard and self._path is not None:
-            writers = import_module("torch.utils.tensorboard")
-            self._writer = writers.SummaryWriter(str(self._path.with_suffix("")))
+            self._scalars = Scalars(self._path.with_suffix(""))
 
     def add(self, epoch: SearchEpoch) -> None:
         """Record one epoch."""
@@ -80,11 +78,8 @@ class Recorder:
             writer.writeheader()
             writer.writerows(self.rows)
             files.write_text(self._path.with_suffix(".csv"), text.getvalue())
-        if self._writer is not None:
-            for name, value in row.items():
-                if isinstance(value, int | float) and name != "epoch":
-                    self._writer.add_scalar(name, value, len(self.rows))
-            self._writer.flush()
+        if self._scalars is not None:
+            self._scalars.add(row, len(self.rows))
 
     def state(self) -> Tree:
         return {"rows": list(self.rows)}
@@ -95,12 +90,3 @@ class Recorder:
         fits = all(isinstance(row, dict) and set(row) == set(COLUMNS) for row in rows)
         errors.require(fits, "rows of the table of epochs: other columns than this version's")
         self.rows = rows
-
-
-def check_tensorboard(wanted: bool) -> None:
-    """Raise UsageError if it is wanted and not installed."""
-    if wanted and find_spec("tensorboard") is None:
-        raise errors.UsageError(
-            "--tensorboard: the package tensorboard is not installed; "
-            "pip install 'soul-deploy[tensorboard]', or use the CSV in --log_dir"
-        )

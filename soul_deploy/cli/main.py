@@ -12,6 +12,7 @@ from types import FrameType
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from soul_deploy import __version__
 from soul_deploy.base import errors, lazy, memory, progress, terminal
@@ -197,6 +198,13 @@ class LazyGroup(parsing.Speaking, click.Group):
             raise lazy.missing(f"{ctx.command_path} {cmd_name}", error) from error
         assert isinstance(command, click.Command)
         return command
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Commands from the table, so that a shell need not wait for an import."""
+        rows = {name: line for name, (_, line) in self.entries.items()}
+        rows |= {name: command.help or "" for name, command in self.commands.items()}
+        found = [CompletionItem(n, help=rows[n]) for n in sorted(rows) if n.startswith(incomplete)]
+        return [*found, *click.Command.shell_complete(self, ctx, incomplete)]
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The list of commands, without importing one of them."""

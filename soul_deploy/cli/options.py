@@ -285,6 +285,9 @@ class RunOptions:
         type=FOLDER,
         heading="Files",
     )
+    tensorboard: bool = given(
+        False, "Also log for tensorboard, into a folder in --log_dir.", heading="Files"
+    )
     device: str = given("auto", type=choice(["auto", "cpu", "cuda"]))
     threads: int | None = shared(common.threads_option(heading="Training"))
     workers: int = given(

@@ -19,6 +19,8 @@ F = TypeVar("F", bound=str)
 HEADINGS = ("Data", "Events", "Network", "Method", "Training", "Files", "Output", "Other")
 """The headings of help, in order."""
 
+CONFIGURED = "soul_deploy.cli.configured"
+"""The name in a context's meta of the defaults that --config gives, by parameter."""
 _NUMBERS = re.compile(r"[\s\[\](),0-9.+-]+")
 
 
@@ -83,10 +85,24 @@ class SoulCommand(Speaking):
         self.example, self.recipes_of = example, recipes_of
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Join the words of each list before click's own parsing."""
+        """Put the words of --config first and join those of each list before click's parsing."""
+        args = self._configured(ctx, args)
         lists = [parameter for parameter in self.params if isinstance(parameter, ListOption)]
         flags = {dashes(flag) for parameter in lists for flag in parameter.opts}
         return super().parse_args(ctx, join_lists(args, flags))
+
+    def _configured(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if ctx.resilient_parsing or not any(p.name == "config" for p in self.params):
+            return args
+        from soul_deploy.cli import run_config
+
+        path = run_config.place_in(args)
+        if path is None:
+            return args
+        found = run_config.read(self, path, args)
+        ctx.meta[CONFIGURED] = found.defaults
+        ctx.default_map = {**(ctx.default_map or {}), **found.defaults}
+        return [*found.words, *args]
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The options under their headings."""
@@ -137,7 +153,10 @@ def _continues(words: list[str], word: str) -> bool:
 def use_recipe(ctx: click.Context, parameter: click.Parameter, recipe: Any) -> Any:
     """Callback of an eager --recipe: options that are not given take that recipe's defaults."""
     assert isinstance(ctx.command, SoulCommand) and ctx.command.recipes_of is not None
-    ctx.default_map = recipes.values(ctx.command.recipes_of, recipe)
+    ctx.default_map = {
+        **recipes.values(ctx.command.recipes_of, recipe),
+        **ctx.meta.get(CONFIGURED, {}),
+    }
     return recipe
 
 

@@ -13,7 +13,7 @@ from soul_deploy.base import errors, terminal
 from soul_deploy.base.files import file_sha256, require_file
 from soul_deploy.cli import common_options as common
 from soul_deploy.cli import config as resolve
-from soul_deploy.cli import curve, options, output, parsing, start_model, train
+from soul_deploy.cli import curve, options, output, parsing, run_config, start_model, train
 from soul_deploy.cli.common_options import given, option
 from soul_deploy.data.datasets import Data
 from soul_deploy.ir import SpikingGraph
@@ -27,6 +27,7 @@ from soul_deploy.prune.structured import config as sca
 from soul_deploy.prune.structured.measurement import CostPlan
 from soul_deploy.prune.target import UNITS, Target
 from soul_deploy.training import checkpoint, messages, trainer
+from soul_deploy.training.tensorboard import scalars_of
 from soul_deploy.training.train import TrainResult
 
 
@@ -141,6 +142,7 @@ def outputs(
     return (dense if trained else {}) | {
         "Masked model": pruned,
         "Compact model": pruned.with_stem(f"{pruned.stem}_compact"),
+        "Configuration": run_config.beside(pruned),
         "Epochs": run.log_dir / f"prune_{task.stem}.jsonl",
         "Checkpoint": checkpoint.checkpoint_path(folder),
     }
@@ -164,6 +166,7 @@ def outputs(
 @options.learning_options
 @options.run_options
 @options.resume_options
+@run_config.config_option()
 @click.pass_context
 def structured(
     context: click.Context,
@@ -203,6 +206,7 @@ def structured(
     kept = resolve.checkpoints_of(keeping, folder, task=task.facts(), model_path=sha256)
     asked |= {"dense": None if start else _dense(learning.epochs, files), "checkpoints": kept}
     asked["log"] = files["Epochs"]
+    asked["on_epoch"] = scalars_of(files["Epochs"], wanted=run.tensorboard)
     if targets[1:]:
         curve.go_down(targets, (model, loaded, config, training), asked, files, run, data)
         return
@@ -255,6 +259,7 @@ def _finish(
     """Write and print, in the main process."""
     if not distributed.hand_over():
         return
+    run_config.write(outputs["Configuration"])
     written = ("Dense model", "Masked model", "Compact model")
     files = {what: outputs[what] for what in written if what in outputs}
     start_model.save_compact(result, files["Compact model"], files["Masked model"])

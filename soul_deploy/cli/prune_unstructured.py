@@ -12,14 +12,14 @@ from soul_deploy import distributed
 from soul_deploy.base import errors, terminal
 from soul_deploy.base.files import file_sha256, require_file
 from soul_deploy.cli import config as resolve
-from soul_deploy.cli import curve, options, output, parsing, start_model
+from soul_deploy.cli import curve, options, output, parsing, run_config, start_model
 from soul_deploy.cli.common_options import dry_run_option, option, option_group
 from soul_deploy.cli.search_options import MaskOptions, SearchOptions
 from soul_deploy.ir import SpikingGraph
 from soul_deploy.prune.result import PruneResult
 from soul_deploy.prune.unstructured import budget, masks, pipeline, pruning, search
-from soul_deploy.prune.unstructured.log import check_tensorboard
 from soul_deploy.training import checkpoint, messages
+from soul_deploy.training.tensorboard import check_tensorboard
 
 SEARCHED = (
     *("penalty_lmbda", "penalty_coef", "mask_init_factor", "temp_scheduler"),
@@ -44,6 +44,7 @@ SCHEMA = "soul-deploy/prune-unstructured/1"
 @options.learning_options
 @options.run_options
 @options.resume_options
+@run_config.config_option()
 @click.pass_context
 def unstructured(
     context: click.Context,
@@ -65,6 +66,7 @@ def unstructured(
     and a compact one without its dead channels are written.
     """
     _check(mode, searching, masking, parsing.explicit_flags(context))
+    check_tensorboard(run.tensorboard)
     task, training = resolve.task_of(network, data, learning.seed), resolve.recipe_of(learning)
     config, path = searching.config(masking), model_path and require_file(model_path)
     if path is None:
@@ -86,7 +88,7 @@ def unstructured(
         return
     asked = {**told, "task": task.facts(), "model_path": path and file_sha256(path)}
     kept = resolve.checkpoints_of(keeping, files["Checkpoint"].parent, **asked)
-    how: dict[str, Any] = {"device": device, "tensorboard": searching.tensorboard}
+    how: dict[str, Any] = {"device": device, "tensorboard": run.tensorboard}
     how |= {"checkpoints": kept, "test_start": path is not None, "log": files["Epochs"]}
     latest = files.get("Latest model")
     how["on_epoch"] = None if latest is None else partial(_save_latest, latest)
@@ -104,7 +106,6 @@ def _check(
     """Raise UsageError for what needs no network to be seen wrong; tell what does nothing."""
     errors.known("mode", mode, ("search",))
     masking.indexes()
-    check_tensorboard(searching.tensorboard)
     idle = searching.idle(given)
     if idle:
         names = ", ".join(idle)
@@ -126,6 +127,7 @@ def outputs(task: resolve.Task, run: options.RunOptions, *, latest: bool) -> dic
         "Masked model": pruned,
         "Compact model": pruned.with_stem(f"{pruned.stem}_compact"),
         **({"Latest model": newest} if latest else {}),
+        "Configuration": run_config.beside(pruned),
         "Epochs": log,
         "Table of epochs": log.with_suffix(".csv"),
         "Checkpoint": checkpoint.checkpoint_path(folder),
@@ -194,6 +196,7 @@ def _finish(
     """Write, and print survivors, connectivity, SynOps, accuracies, files, the next command."""
     if not distributed.hand_over():
         return
+    run_config.write(outputs["Configuration"])
     start_model.save_compact(result, outputs["Compact model"], outputs["Masked model"])
     compact, connectivity = result.compact, result.connectivity
     written = ["Model"] if compact is None else ["Masked model", "Compact model"]

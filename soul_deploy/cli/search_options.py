@@ -105,7 +105,6 @@ class SearchOptions:
     )
     reset_optimizer: bool = given(False, "Forget the optimizer's moments before fine-tuning.")
     save_latest: bool = given(False, "Write the hard model after every epoch.")
-    tensorboard: bool = given(False, "Also log for tensorboard (extra: tensorboard).")
 
     def config(self, masking: MaskOptions) -> SearchConfig:
         """The search as asked for, of all layers. Raises UsageError."""

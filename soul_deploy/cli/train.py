@@ -1,15 +1,17 @@
 """`soul-deploy train`."""
 
 from pathlib import Path
+from typing import Any
 
 import click
 
 from soul_deploy import distributed
 from soul_deploy.cli import config as resolve
-from soul_deploy.cli import options, output, parsing
+from soul_deploy.cli import options, output, parsing, run_config
 from soul_deploy.model.file import save
 from soul_deploy.training import checkpoint
 from soul_deploy.training import train as training
+from soul_deploy.training.tensorboard import scalars_of
 
 
 @click.command(
@@ -22,6 +24,7 @@ from soul_deploy.training import train as training
 @options.learning_options
 @options.run_options
 @options.resume_options
+@run_config.config_option()
 def train(
     network: options.NetworkChoice,
     data: options.DataOptions,
@@ -40,14 +43,18 @@ def train(
     path = run.model_dir / f"best_{task.stem}.safetensors"
     log = train_log(run.log_dir, task)
     folder = run.model_dir / "checkpoints" / f"train_{task.stem}"
-    resolve.require_outputs(path, log, checkpoint.checkpoint_path(folder))
+    chosen = run_config.beside(path)
+    resolve.require_outputs(path, log, chosen, checkpoint.checkpoint_path(folder))
+    on_epoch = scalars_of(log, wanted=run.tensorboard)
     loaded = resolve.load_task_data(data, task.time_steps)
     kept = resolve.checkpoints_of(keeping, folder, task=task.facts())
     model = resolve.new_model(task, loaded)
-    result = training.train(model, loaded, config, device=device.type, checkpoints=kept, log=log)
+    how: dict[str, Any] = {"checkpoints": kept, "log": log, "on_epoch": on_epoch}
+    result = training.train(model, loaded, config, device=device.type, **how)
     with kept.watching():
         if distributed.hand_over():
             save(result.model, path)
+            run_config.write(chosen)
             _print(result, path, task, run.output_format, data.data_dir)
 
 

@@ -1,5 +1,6 @@
 """Help: options under headings, and a last line that runs."""
 
+import os
 import shlex
 import subprocess
 import sys
@@ -138,3 +139,16 @@ def test_help_of_commands_for_devices_loads_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_shell_completes_commands_without_importing_them() -> None:
+    """click's own protocol: words, the place of the one to complete, and a line for each."""
+    code = "import sys; sys.argv[0] = 'soul-deploy'; from soul_deploy.cli.main import main\n"
+    code += "try: main()\nexcept SystemExit: print({'torch', 'numpy'} & set(sys.modules))"
+    for words, found in (("soul-deploy ver", "verify"), ("soul-deploy prune str", "structured")):
+        asked = {"_SOUL_DEPLOY_COMPLETE": "bash_complete", "COMP_WORDS": words}
+        asked["COMP_CWORD"] = str(len(words.split()) - 1)
+        done = subprocess.run(
+            [sys.executable, "-c", code], env=os.environ | asked, capture_output=True, text=True
+        )
+        assert done.stdout.splitlines() == [f"plain,{found}", "set()"], done.stderr

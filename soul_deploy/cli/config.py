@@ -11,7 +11,7 @@ from torch import nn
 
 from soul_deploy import distributed, ir
 from soul_deploy.base import errors, files, progress
-from soul_deploy.cli import options, parsing
+from soul_deploy.cli import options, parsing, run_config
 from soul_deploy.data import datasets, event_sets, own, sampler
 from soul_deploy.frontend.factory import is_dotted
 from soul_deploy.model.file import load
@@ -115,6 +115,11 @@ def checkpoints_of(
     """The checkpoints in `folder`. start: what the run begins with, name -> JSON value."""
     resume = True if keeping.resume == "auto" else keeping.resume or False
     return checkpoint_manager.Checkpoints(folder, keeping.save_steps, resume, settings=start)
+
+
+def leave_options(path: Path) -> None:
+    """Leave the options of the command that runs at `path`, for --config."""
+    run_config.write(path, threads=torch.get_num_threads())
 
 
 def sizes_of(choice: options.NetworkChoice) -> dict[str, Any]:

@@ -7,7 +7,8 @@ from typing import Any
 from soul_deploy import distributed
 from soul_deploy.base import errors
 from soul_deploy.cli import common_options as common
-from soul_deploy.cli import options, output, parsing, run_config
+from soul_deploy.cli import config as resolve
+from soul_deploy.cli import options, output, parsing
 from soul_deploy.prune import curve
 from soul_deploy.prune.curve_record import SCHEMA, Curve
 from soul_deploy.prune.target import QUANTITIES, Target
@@ -85,7 +86,7 @@ def go_down(
     found = curve.prune_curve(model, loaded, targets, config, training, path=masked, **how)
     with curve.checkpoints_of_point(how["checkpoints"], last).watching():
         if distributed.hand_over():
-            run_config.write(files["Configuration"])
+            resolve.leave_options(files["Configuration"])
             _print(found, run.output_format, data.data_dir)
 
 

@@ -52,6 +52,7 @@ COMMANDS = _found(
         "energy": ("energy:energy", "Count operations exactly, estimate their energy."),
         "inspect": ("run:inspect", "Print what is in a file, of any kind that commands take."),
         "run": ("run:run", "Run an event network on images or arrays."),
+        "card": ("card:card", "Write a model card for Hugging Face."),
         "report": ("report:report", "Show networks side by side on one page of HTML."),
         "warm-up": ("warm_up:warm_up", "Compile an event network's kernels, for an image."),
     }

@@ -259,7 +259,7 @@ def _finish(
     """Write and print, in the main process."""
     if not distributed.hand_over():
         return
-    run_config.write(outputs["Configuration"])
+    resolve.leave_options(outputs["Configuration"])
     written = ("Dense model", "Masked model", "Compact model")
     files = {what: outputs[what] for what in written if what in outputs}
     start_model.save_compact(result, files["Compact model"], files["Masked model"])

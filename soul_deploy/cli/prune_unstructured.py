@@ -196,7 +196,7 @@ def _finish(
     """Write, and print survivors, connectivity, SynOps, accuracies, files, the next command."""
     if not distributed.hand_over():
         return
-    run_config.write(outputs["Configuration"])
+    resolve.leave_options(outputs["Configuration"])
     start_model.save_compact(result, outputs["Compact model"], outputs["Masked model"])
     compact, connectivity = result.compact, result.connectivity
     written = ["Model"] if compact is None else ["Masked model", "Compact model"]

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-import torch
 from click.core import ParameterSource
 
 from soul_deploy.base import errors, files
@@ -175,11 +174,14 @@ def beside(result: Path) -> Path:
     return result.with_name(f"{result.stem}_config.yaml")
 
 
-def write(path: Path) -> None:
-    """Leave the options of the command that runs at `path`."""
+def write(path: Path, **resolved: Any) -> None:
+    """Leave the options of the command that runs at `path`.
+
+    resolved: what an option that was None became.
+    """
     context = click.get_current_context()
     command = _name(context.command)
-    given, others = _values(context, {"threads": torch.get_num_threads()})
+    given, others = _values(context, resolved)
     lines = [
         f"# soul-deploy {version('soul-deploy')}, torch {version('torch')}. The same run again:",
         f"# soul-deploy {command} --config THIS_FILE",
@@ -194,10 +196,7 @@ def write(path: Path) -> None:
 def _values(
     context: click.Context, resolved: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Options that were given, and all others that are not None; by their long names.
-
-    resolved: what an option that was None became.
-    """
+    """Options that were given, and all others that are not None; by their long names."""
     usual = (ParameterSource.DEFAULT, ParameterSource.DEFAULT_MAP)
     given: dict[str, Any] = {}
     others: dict[str, Any] = {}

@@ -54,7 +54,7 @@ def train(
     with kept.watching():
         if distributed.hand_over():
             save(result.model, path)
-            run_config.write(chosen)
+            resolve.leave_options(chosen)
             _print(result, path, task, run.output_format, data.data_dir)
 
 

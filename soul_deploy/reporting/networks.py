@@ -76,8 +76,7 @@ def _of_file(file: ModelFile, found: Contents, counts: Sequence[kinds.Counted]) 
     exports = tuple(export for export in found.exports if export.source_sha256 == file.sha256)
     accuracy, told = _accuracy(file, found, counted)
     timed, profile = _times(file, exports, found)
-    names = {str(export.path) for export in exports} | {export.path.name for export in exports}
-    verdicts = [v for v in _of(found.documents, kinds.Verified) if v.artifact in names]
+    verdicts = verifications(exports, found)
     return Network(
         label=file.label,
         stage="int8" if file.model.graph.integers else file.model.info.stage,
@@ -93,6 +92,18 @@ def _of_file(file: ModelFile, found: Contents, counts: Sequence[kinds.Counted]) 
         exports=exports,
         verdicts=tuple(f"{v.kind} {v.verdict}" for v in verdicts),
     )
+
+
+def verifications(exports: Sequence[Export], found: Contents) -> list[kinds.Verified]:
+    """Those of one of `exports`: at the path that they name, else the only file so called."""
+    mine: list[kinds.Verified] = []
+    for item in _of(found.documents, kinds.Verified):
+        there = [export for export in found.exports if str(export.path) == item.artifact]
+        name = PurePath(item.artifact).name
+        meant = there or [export for export in found.exports if export.path.name == name]
+        if len(meant) == 1 and meant[0] in exports:
+            mine.append(item)
+    return mine
 
 
 def _of_count(item: kinds.Counted) -> Network:

@@ -79,6 +79,7 @@ WORDS: dict[tuple[str, ...], tuple[tuple[object, ...], str | None]] = {
     ("bench", "sparse"): (("--event", "net.event", *BENCH, "-o", "out/x"), "out/x"),
     ("verify",): ((NET, "net.event", *CHECK), None),
     ("energy",): ((NET, "--samples", 2, "--threads", 1), None),
+    ("card",): ((NET, "-o", "out/x"), "out/x"),
     ("report",): ((NET, "-o", "out/x"), "out/x"),
     ("inspect",): (("net.event",), None),
     ("run",): (("net.event", f"{CAT[:2]}.npy", "--counts"), None),

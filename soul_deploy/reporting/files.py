@@ -8,7 +8,8 @@ from soul_deploy.base import brief, errors, file_kinds
 from soul_deploy.base import files as opened_files
 from soul_deploy.model.file import load
 from soul_deploy.model.model import Model
-from soul_deploy.reporting.documents import Document, read_documents
+from soul_deploy.reporting.documents import Document
+from soul_deploy.reporting.readers import read_documents
 from soul_deploy.runtime.io.inspect import describe_file
 
 EXPORTS = ("onnx", "event", "nir")

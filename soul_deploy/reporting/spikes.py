@@ -9,9 +9,9 @@ import torch
 from soul_deploy.analysis import measure
 from soul_deploy.base import Array, brief, errors, progress
 from soul_deploy.data.chosen import Chosen
-from soul_deploy.reporting.documents import counted
 from soul_deploy.reporting.fields import Fields
 from soul_deploy.reporting.networks import Network
+from soul_deploy.reporting.readers import counted
 
 
 @brief

@@ -182,6 +182,7 @@ def test_mode_train_writes_the_dense_model_too(tmp_path: Path) -> None:
         f"{kept}/00000002.safetensors",
         f"pruned_{stem}.safetensors",
         f"pruned_{stem}_compact.safetensors",
+        f"pruned_{stem}_config.yaml",
     ]
     masked = load(tmp_path / "saved_models" / f"pruned_{stem}.safetensors")
     assert set(masked.channel_masks) == {"features.0.sn", "features.2.sn"}

@@ -1,8 +1,16 @@
-"""mkdocs: a link to a file outside docs/ becomes the file's name; readers find it in a clone."""
+"""What `make docs` does besides plain Markdown.
+
+A link to a file outside docs/ becomes the file's name; readers find it in a clone. The reference of
+commands lists all: mkdocs-click does not ask for those that are loaded when they are called.
+"""
 
 import re
 from pathlib import Path
 from typing import Any
+
+import click
+
+from soul_deploy.cli.main import root
 
 LINK = re.compile(r"\[([^\]]*)\]\((\.\./[^)#\s]+)(?:#[^)\s]*)?\)")
 
@@ -22,3 +30,13 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
         return f"`{name}`" if link[1] in (str(name), path.name) else f"{link[1]} (`{name}`)"
 
     return LINK.sub(named, markdown)
+
+
+def on_config(config: Any) -> Any:
+    """Load every command."""
+    context = click.Context(root)
+    for name in root.list_commands(context):
+        command = root.get_command(context, name)
+        assert command is not None, name
+        root.add_command(command, name)
+    return config

@@ -10,6 +10,9 @@ import torch
 from places import ROOT
 
 import soul_deploy
+from soul_deploy.base.container import DTYPES
+from soul_deploy.runtime.format import layer_codec
+from soul_deploy.runtime.format.file import FORMATS
 
 pytest.importorskip("spikingjelly", reason="`make` installs SpikingJelly for these tests")
 
@@ -141,3 +144,15 @@ def test_troubleshooting_has_every_error_with_its_exit_code() -> None:
     assert told.pop("InterruptedRunError") == "130"
     base = found.pop("SoulDeployError")
     assert base == "1" and told == found
+
+
+def test_the_page_of_the_event_file_has_every_format_and_operation() -> None:
+    text = (ROOT / "docs" / "event-format.md").read_text()
+    operations = {kind.operation for kind in layer_codec.read_layer.kinds} - {"", "current_"}
+    operations |= {
+        prefix + join for prefix in ("", "current_") for join in ("convolution", "matrix")
+    }
+    for name in (*FORMATS, *operations):
+        assert f"`{name}`" in text, name
+    codes = re.findall(r'"([A-Z]\d+|BOOL)": "', text)
+    assert set(codes) <= set(DTYPES) and len(codes) == 6

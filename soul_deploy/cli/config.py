@@ -82,7 +82,7 @@ def recipe_of(learning: options.LearningOptions) -> trainer.TrainConfig:
 def _augment(learning: options.LearningOptions) -> str | None:
     """The augmentation that is asked for; None: the recipe's for the data set."""
     name = learning.augment.replace("-", "_")
-    known = errors.known("augmentation", name, (*sampler.SHIFT, recipes.AUTO))
+    known = errors.known("augmentation", name, (*sampler.AUGMENTS, recipes.AUTO))
     return None if known == recipes.AUTO else known
 
 

@@ -79,6 +79,9 @@ class EventFlags:
     skip_damaged: bool = given(
         False, "Go on without recordings that cannot be read; each is named.", heading="Events"
     )
+    clip_counts: bool = given(
+        False, "Counts above 255 are 255, instead of an error.", heading="Events"
+    )
 
     def events(self, steps: int | None = None) -> EventOptions:
         """What is asked of frames."""
@@ -90,6 +93,7 @@ class EventFlags:
             cache_dir=self.cache_dir,
             cache=not self.no_cache,
             skip_damaged=self.skip_damaged,
+            clip_counts=self.clip_counts,
         )
 
 
@@ -260,8 +264,9 @@ class LearningOptions:
     tet_lambda: float = given(0.0, None, "--TET_lambda", "tet_lambda")
     augment: str = given(
         recipes.AUTO,
-        "none; shift (by up to 2 pixels); crop_flip (up to 4 pixels and mirroring); auto: "
-        "crop_flip for cifar10 and cifar100, else none.",
+        "none; shift (by up to 2 pixels); crop_flip (up to 4 pixels and mirroring); dvs15, dvs30 "
+        "(rolled, turned or sheared, as Soul's frames of events); auto: by data set, crop_flip for "
+        "cifar10 and cifar100, dvs30 or dvs15 for recordings of cameras, else none.",
     )
     l1: float = given(0.0, "Added to convolution gradients, times the weight's sign (SCA: 3e-5).")
     seed: int = shared(common.seed_option())

@@ -22,7 +22,7 @@ import torch
 from soul_deploy.base import Array, errors, event_frames, memory, progress
 from soul_deploy.base.event_frames import FrameRule, Scaling, SplitBy
 from soul_deploy.base.events import Recording
-from soul_deploy.base.pixel_rule import InputKind
+from soul_deploy.base.pixel_rule import MOST_COUNT, InputKind
 from soul_deploy.data import event_layouts, saccade
 from soul_deploy.data.event_layouts import SETS, Layout
 from soul_deploy.data.frame_cache import FrameCache, Frames
@@ -36,8 +36,6 @@ DEFAULT_STEPS = 4
 TESTED, VALIDATED = 5, 10
 """One in so many samples of a class is for testing, and of what is left for validation."""
 CACHE = "soul_deploy_frames"
-TYPES = (np.uint8, np.int16, np.int32)
-"""Of frames: the first one that holds the largest count."""
 NPY_HEADER = 128  # bytes
 Read = Recording | errors.SoulDeployError
 
@@ -53,6 +51,7 @@ class EventOptions:
     cache_dir     folder of the cache; default: soul_deploy_frames in the data set's folder
     cache         whether frames are kept on the disk, or in memory alone
     skip_damaged  go on without the files that cannot be read
+    clip_counts   of more events than a network takes, MOST_COUNT, count so many
     """
 
     steps: int | None = None
@@ -62,6 +61,7 @@ class EventOptions:
     cache_dir: Path | None = None
     cache: bool = True
     skip_damaged: bool = False
+    clip_counts: bool = False
 
     def over(self, recorded: Any, steps: int | None = None) -> "EventOptions":
         """These, and what is not said as a model file records it under "frames"."""
@@ -135,7 +135,7 @@ def _events5k(digits: Data, options: EventOptions, side: tuple[int, int], kind: 
     if options.cache and options.cache_dir is not None:  # else: made in seconds
         cache = FrameCache(options.cache_dir, MADE, key)
     made = _kept(
-        cache, MADE, lambda: enumerate(saccade.recordings(images)), len(images), rule, kind, False
+        cache, MADE, lambda: enumerate(saccade.recordings(images)), len(images), rule, kind, options
     )
     sizes = [len(split) for split in splits.values()]
     return _data(MADE, made, labels, sizes, digits.classes, rule, kind, ())
@@ -148,15 +148,13 @@ def _public(
     rule, parts = options.rule(side), _parts(name, layout)
     order = torch.cat(parts).tolist()
     key = _key(name, rule, kind, {"files": layout.fingerprint()})
-    key |= {"skip_damaged": options.skip_damaged}
+    key |= {"skip_damaged": options.skip_damaged, "clip_counts": options.clip_counts}
     cache = None
     if options.cache:
         cache = FrameCache(options.cache_dir or folder / CACHE, name, key)
-    made = _kept(
-        cache, name, partial(_each, layout, order), len(order), rule, kind, options.skip_damaged
-    )
+    made = _kept(cache, name, partial(_each, layout, order), len(order), rule, kind, options)
     labels = torch.tensor([layout.samples[place].label for place in order])
-    notes = [f"data set {name}: left out, {line}" for line in made.left_out]
+    notes = [f"data set {name}: {line}" for line in made.told]
     if cache is not None:
         notes += [f"data set {name}: its frames are in {cache.paths[0]} ({_size(made):,} bytes)"]
     return _data(name, made, labels, list(map(len, parts)), layout.classes, rule, kind, notes)
@@ -216,7 +214,7 @@ def _kept(
     count: int,
     rule: FrameRule,
     kind: InputKind,
-    skip: bool,
+    options: EventOptions,
 ) -> Frames:
     """The frames of all samples, mapped from the cache, if there is one."""
     found = None if cache is None else cache.read()
@@ -227,23 +225,15 @@ def _kept(
     size = int(np.prod(shape))
 
     def fill(place: Path | None) -> Frames:
-        for dtype in TYPES:
-            if cache is None or place is None:
-                memory.require_memory(
-                    f"{name}: its frames", size * dtype().itemsize, None, "Leave --no_cache out"
-                )
-                values: Array = np.zeros(shape, dtype)
-            else:
-                cache.make_room(size * dtype().itemsize + NPY_HEADER)
-                values = np.lib.format.open_memmap(place, "w+", dtype, shape)
-            left_out = _filled(values, name, each(), rule, kind, skip)
-            if left_out is not None:
-                return _without(values, left_out)
-        raise errors.LimitError(f"{name}: a pixel counts more events than 2^31")
+        if cache is None or place is None:
+            memory.require_memory(f"{name}: its frames", size, None, "Leave --no_cache out")
+            values: Array = np.zeros(shape, np.uint8)
+        else:
+            cache.make_room(size + NPY_HEADER)
+            values = np.lib.format.open_memmap(place, "w+", np.uint8, shape)
+        return _without(values, *_filled(values, name, each(), rule, kind, options))
 
-    if cache is None:
-        return fill(None)
-    return cache.make(fill)
+    return fill(None) if cache is None else cache.make(fill)
 
 
 def _filled(
@@ -252,20 +242,20 @@ def _filled(
     each: Iterator[tuple[int, Read]],
     rule: FrameRule,
     kind: InputKind,
-    skip: bool,
-) -> dict[int, str] | None:
-    """Fill the rows; row -> why not. None: a count is larger than the array's dtype holds."""
-    most, left_out, done = np.iinfo(values.dtype).max, {}, 0
-    for row, read in each:
-        done += 1
-        if done % 100 == 1:
-            progress.status(f"{name}: frames of sample {done} of {len(values)}")
+    options: EventOptions,
+) -> tuple[dict[int, str], int]:
+    """Fill the rows; row -> why not, and how many counts were cut off."""
+    left_out: dict[int, str] = {}
+    clipped = 0
+    for done, (row, read) in enumerate(each):
+        if done % 100 == 0:
+            progress.status(f"{name}: frames of sample {done + 1} of {len(values)}")
         try:
             if isinstance(read, errors.SoulDeployError):
                 raise read
             frames = event_frames.frames_of(read, rule)
         except (errors.FileFormatError, errors.ValidityError, errors.LimitError) as error:
-            if not skip:
+            if not options.skip_damaged:
                 raise errors.DataError(
                     f"data set {name!r}: {error}. Get the file again, or give --skip_damaged to go "
                     "on without what cannot be read"
@@ -273,19 +263,27 @@ def _filled(
             left_out[row] = str(error)
             continue
         frames = frames > 0 if kind == "spikes" else frames
-        if int(frames.max()) > most:
-            return None
-        values[row] = frames
-    return left_out
+        above = int((frames > MOST_COUNT).sum())
+        if above and not options.clip_counts:
+            raise errors.DataError(
+                f"data set {name!r}: a pixel counts {int(frames.max())} events in a frame, and "
+                f"networks take {MOST_COUNT} at most; give more time steps (-T), a shorter "
+                "--duration, --input_kind spikes, or --clip_counts"
+            )
+        values[row] = np.minimum(frames, MOST_COUNT)
+        clipped += above
+    return left_out, clipped
 
 
-def _without(values: Array, left_out: Mapping[int, str]) -> Frames:
+def _without(values: Array, left_out: Mapping[int, str], clipped: int) -> Frames:
     """Rows that were left out are closed up by those behind them."""
     places = tuple(row for row in range(len(values)) if row not in left_out)
     if left_out:
         for row, place in enumerate(places):
             values[row] = values[place]
-    return Frames(values, places, tuple(dict.fromkeys(left_out.values())))
+    told = [f"left out, {line}" for line in dict.fromkeys(left_out.values())]
+    told += [f"{clipped:,} counts above {MOST_COUNT} are {MOST_COUNT}"] if clipped else []
+    return Frames(values, places, tuple(told))
 
 
 def _data(

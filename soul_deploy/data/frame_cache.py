@@ -27,13 +27,13 @@ LIMIT = 64 << 30
 class Frames:
     """Frames, as many as there are `places` first, (N, T, 2, H, W).
 
-    places: of each in the list that they were made of. left_out: what of it could not be read,
-    as sentences.
+    places: of each in the list that they were made of. told: what could not be read of it, and the
+    like, as sentences.
     """
 
     values: Array
     places: tuple[int, ...]
-    left_out: tuple[str, ...] = ()
+    told: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class FrameCache:
             errors.require(data["sha256"] == source.sha256(), f"{frames} is damaged")
             source.stream.seek(0)
             values = arrays.read_npy(source)
-        return Frames(values, tuple(data["places"]), tuple(data["left_out"]))
+        return Frames(values, tuple(data["places"]), tuple(data["told"]))
 
     def make(self, fill: Callable[[Path], Frames]) -> Frames:
         """Write what `fill` makes at a temporary place, then read it. Raises FileWriteError."""
@@ -89,7 +89,7 @@ class FrameCache:
 
         def write(place: Path) -> None:
             made = fill(place)
-            document.update(places=made.places, left_out=made.left_out)
+            document.update(places=made.places, told=made.told)
 
         files.write_atomically(frames, write)
         document["sha256"] = files.file_sha256(frames)

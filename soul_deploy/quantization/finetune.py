@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from soul_deploy import ir
-from soul_deploy.base import Array, brief
+from soul_deploy.base import Array, brief, pixel_rule
 from soul_deploy.data.given import taken
 from soul_deploy.data.samples import Data, Split
 from soul_deploy.model.model import Model
@@ -63,7 +63,15 @@ def finetuned(
 
 
 def _whole_data(integers: Model, data: Data) -> Data:
-    """The samples as the integers that the network takes, float32, which nobody normalises."""
+    """The samples as the integers that the network takes, which nobody normalises.
+
+    Counts and spikes in bytes are these integers as they are, and stay where they are, mapped.
+    """
+    if data.input_kind != "images" and data.train.images.dtype == torch.uint8:
+        for split in (data.train, data.validation, data.test):
+            most = split.images.max().reshape(1).numpy()
+            pixel_rule.integers_of(most, integers.input_rule, data.name)
+        return replace(data, normalization=None)
 
     def whole(split: Split) -> Split:
         images = taken(integers, replace(data, frames=False), split.images)

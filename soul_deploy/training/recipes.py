@@ -121,7 +121,14 @@ ROWS: tuple[Row, ...] = (
 )
 # fmt: on
 
-SOULS_AUGMENT = {"cifar10": "crop_flip", "cifar100": "crop_flip"}
+SOULS_AUGMENT = {
+    "cifar10": "crop_flip",
+    "cifar100": "crop_flip",
+    "cifar10dvs": "dvs30",
+    "ncaltech101": "dvs30",
+    "dvsgesture": "dvs15",
+    "nmnist": "dvs15",
+}
 AUGMENT: Mapping[Recipe, Mapping[str, str]] = {
     "soul": SOULS_AUGMENT,
     "authors": SOULS_AUGMENT,
@@ -129,7 +136,8 @@ AUGMENT: Mapping[Recipe, Mapping[str, str]] = {
 }
 """What `augment auto` means, by data set; none for the others: mirrored digits are no digits.
 
-Soul (soul/utils/dataset/vision_dataset.py) also changes the brightness of CIFAR-100.
+Soul (soul/utils/dataset/vision_dataset.py) also changes the brightness of CIFAR-100, and rolls
+N-Caltech101 by 3 pixels, not 5.
 """
 
 

@@ -69,7 +69,7 @@ class TrainConfig:
         errors.require_least(1, epochs=self.epochs, batch_size=self.batch_size)
         errors.require_seed(self.seed)
         errors.require_known("optimizer", self.optimizer, OPTIMIZERS)
-        errors.require_known("augmentation", self.augment, sampler.SHIFT)
+        errors.require_known("augmentation", self.augment, sampler.AUGMENTS)
         if not 0 < self.learning_rate < math.inf:
             raise errors.UsageError(
                 f"learning_rate {self.learning_rate} must be above 0 and finite"

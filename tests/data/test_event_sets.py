@@ -121,10 +121,12 @@ def test_counts_beyond_a_byte(tmp_path: Path) -> None:
     busy = event_archives.recording(0, 1000, 34, 34)
     busy.events["x"] = busy.events["y"] = busy.events["p"] = 1
     event_archives.atis(tmp_path / "Train/3/00000.bin", busy)
-    data = load_data("nmnist", tmp_path, events=EventOptions(steps=1))
-    parts = (data.train, data.validation)
-    assert data.train.images.dtype == torch.int16
-    assert max(int(part.images.max()) for part in parts) == 1000
+    with pytest.raises(errors.DataError, match=r"a pixel counts 1000 events in a frame.*-T"):
+        load_data("nmnist", tmp_path, events=EventOptions(steps=1))
+    data = load_data("nmnist", tmp_path, events=EventOptions(steps=1, clip_counts=True))
+    assert max(int(part.images.max()) for part in (data.train, data.validation)) == 255
+    assert data.notes[0] == "data set nmnist: 1 counts above 255 are 255"
+    assert load_data("nmnist", tmp_path, input_kind="spikes").train.images.max() == 1
 
 
 def test_what_is_damaged_is_named_and_may_be_left_out(tmp_path: Path) -> None:

@@ -548,7 +548,7 @@ def frames_target(folder: Path) -> Target:
 
     def judge(found: Any, _: bool) -> None:
         assert np.array_equal(found.values, values)
-        assert (found.places, found.left_out) == (made.places, made.left_out)
+        assert (found.places, found.told) == (made.places, made.told)
 
     return Target("frames", "", damage, read, judge, share=0.3)
 

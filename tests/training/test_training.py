@@ -252,6 +252,29 @@ def augmented(images: Tensor, kind: Augment, random: torch.Generator) -> Tensor:
     return moved(images, moves, kind)
 
 
+@pytest.mark.parametrize("kind", ["shift", "crop_flip", "dvs15", "dvs30"])
+def test_all_frames_of_a_sample_move_alike(kind: Augment) -> None:
+    """Polarity and time stay: channels that are alike before are alike behind, others differ."""
+    one = torch.randint(0, 9, (20, 1, 1, 12, 10)).to(torch.uint8)
+    weights = torch.tensor([[1, 2], [3, 5], [7, 11]])[:, :, None, None]
+    moves = draw_moves(20, kind, torch.Generator().manual_seed(1))
+    assert moves is not None
+    found = moved(one * weights.to(torch.uint8), moves, kind)
+    alone = moved(one[:, 0], moves, kind)
+    assert found.dtype == torch.uint8 and torch.equal(found, alone[:, None] * weights)
+    assert (found != one * weights).flatten(1).any(1).sum() > 10
+
+
+def test_events_are_rolled_turned_and_sheared() -> None:
+    """A point to the right of the middle: with the roll, a quarter of a turn, a shear of 45°."""
+    image = torch.zeros(3, 1, 5, 5)
+    image[:2, :, 2, 4] = 1
+    image[2, :, 0, 2] = 1
+    moves = torch.tensor([[0.0, 1, 2, 9], [1, 9, 9, 90], [2, 9, 9, 45]])
+    found = moved(image, moves, "dvs30").nonzero()[:, 2:].tolist()
+    assert found == [[3, 1], [4, 2], [0, 4]]
+
+
 def test_augmentation_only_moves_and_mirrors() -> None:
     images = torch.arange(1, 26, dtype=torch.uint8).reshape(1, 1, 5, 5).repeat(200, 1, 1, 1)
     random = torch.Generator().manual_seed(0)

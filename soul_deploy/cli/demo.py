@@ -140,8 +140,8 @@ def _report(folder: Path, found: Mapping[str, str], shown: Demo) -> list[str]:
 def demo(output: Path, threads: int, events: bool, dry_run: bool) -> None:
     """Train a SpikingVGG on 5,000 real digits, prune it by both methods, export, verify, time.
 
-    About 12 minutes on 2 cores. Each step is a command that you could type. With --events it is a
-    LeNet on frames of events (docs/event-cameras.md).
+    About 12 minutes on 2 cores. Each step is a command that you could type. On events of a
+    camera it is a LeNet (docs/event-cameras.md).
     """
     shown = EVENTS if events else DIGITS
     if not dry_run:

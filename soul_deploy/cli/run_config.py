@@ -85,7 +85,7 @@ def read(command: click.Command, path: Path, args: Sequence[str]) -> Words:
 def place_in(args: Sequence[str]) -> Path | None:
     """The file that the words of a command line name, if any; the last one."""
     found: Path | None = None
-    for word, following in zip(args, [*args[1:], ""], strict=True):
+    for word, following in zip(args, [*args[1:], ""], strict=False):  # there may be no words
         flag, equals, value = word.partition("=")
         if dashes(flag) == "--config" and (equals or following):
             found = Path(value if equals else following)

@@ -5,6 +5,9 @@ nothing here is left to the compiler: no right shift of a negative number, no co
 not fit.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import numpy as np
 
 from soul_deploy import ir
@@ -96,32 +99,46 @@ def _list_map(c: Writer, out: Value) -> None:
 
 
 def _pool_currents(node: ir.MaxPool, c: Writer, source: Value, out: Value) -> None:
-    """The largest of each window, of the places inside the map."""
+    """The largest of each window, of the places inside the map: place by place, all channels."""
     c.open_value(out, "current", constant=False)
     channels, rows, columns = out.shape
-    c.add("int32_t n = 0;", "")
+    c.add("")
     lines = c.block(f"for (int32_t y = 0; y < {rows}; y++)")
     places = c.block(f"for (int32_t z = 0; z < {columns}; z++)")
-    each = c.block(f"for (int32_t channel = 0; channel < {channels}; channel++, n++)")
-    with lines, places, each:
-        c.add(f"{source.number} best = 0;", "int inside = 0;")
-        _window_maximum(node, c, source)
-        c.add(f"current[n] = {_cast(out)}best;")
+    with lines, places:
+        c.add(f"{out.type} *const best = current + (y * {columns} + z) * {channels};")
+        each = f"for (int32_t channel = 0; channel < {channels}; channel++)"
+        with c.block(each):
+            c.add(f"best[channel] = {LOWEST[out.type]};")
+        with _window(node, c, source):
+            place = f"given + (row * {source.shape[2]} + column) * {channels}"
+            c.add(f"const {source.type} *const seen = {place};")
+            with c.block(each):
+                ours, theirs = (_ordered(out, f"{name}[channel]") for name in ("seen", "best"))
+                c.add(f"best[channel] = {ours} > {theirs} ? seen[channel] : best[channel];")
 
 
-def _window_maximum(node: ir.MaxPool, c: Writer, source: Value) -> None:
-    channels, height, width = source.shape
+LOWEST = {"uint16_t": "0x8000u", "uint32_t": "0x80000000u", FLOAT: "-3.4028235e+38f"}
+
+
+def _ordered(current: Value, number: str) -> str:
+    """Of sums, whose signed integers are stored unsigned: a number in the same order."""
+    return number if current.type == FLOAT else f"({number} ^ {LOWEST[current.type]})"
+
+
+@contextmanager
+def _window(node: ir.MaxPool, c: Writer, source: Value) -> Iterator[None]:
+    """Loops over the places (row, column) of the window at (y, z) that are inside the map."""
     with c.block(f"for (int32_t ky = 0; ky < {node.kernel[0]}; ky++)"):
         c.add(f"const int32_t row = y * {node.stride[0]} + ky - {node.padding[0]};")
         with c.block(f"for (int32_t kx = 0; kx < {node.kernel[1]}; kx++)"):
             c.add(f"const int32_t column = z * {node.stride[1]} + kx - {node.padding[1]};")
-            with c.block(f"if (row < 0 || row >= {height} || column < 0 || column >= {width})"):
-                c.add("continue;")
-            place = f"(row * {width} + column) * {channels} + channel"
-            c.add(f"const {source.number} value = {c.read(source, 'given', place)};")
-            with c.block("if (!inside || value > best)"):
-                c.add("best = value;")
-            c.add("inside = 1;")
+            if any(node.padding):
+                height, width = source.shape[1:]
+                outside = f"row < 0 || row >= {height} || column < 0 || column >= {width}"
+                with c.block(f"if ({outside})"):
+                    c.add("continue;")
+            yield
 
 
 @write_layer.on(ir.Merge)

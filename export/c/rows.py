@@ -1,7 +1,8 @@
 """Weights as the C program stores them: for each input a row of its targets, dense or compressed.
 
-A convolution's row belongs to an input channel and a place in the kernel, and holds the output
-channels of its group; all positions share it. A matrix's row belongs to one input.
+A convolution's row belongs to an input channel and a place in the kernel, whose columns are
+mirrored, and holds the output channels of its group; all positions share it. A matrix's row
+belongs to one input.
 """
 
 import math
@@ -100,9 +101,11 @@ def weight_rows(operator: linear_operators.LinearOperator) -> Array:
 
 @weight_rows.on(linear_operators.ConvOperator)
 def _convolution(operator: linear_operators.ConvOperator) -> Array:
-    """Row (c · kh + ky) · kw + kx, of the output channels of c's group."""
+    """Row (c · kh + ky) · kw + (kw - 1 - kx), of the output channels of c's group: as kx falls, the
+    targets of an input move on.
+    """
     out, inner, height, width = operator.weight.shape
-    by_group = operator.weight.reshape(operator.groups, out // operator.groups, -1)
+    by_group = operator.weight[..., ::-1].reshape(operator.groups, out // operator.groups, -1)
     rows = by_group.transpose(0, 2, 1)
     return np.ascontiguousarray(rows.reshape(operator.groups * inner * height * width, -1))
 

@@ -49,17 +49,37 @@ def _convolution(
     counting: Counting | None,
 ) -> None:  # fmt: skip
     (kh, kw), (height, width) = op.weight.shape[2:], op.out_shape[1:]
+    rows = c.program.rows[name]
     with c.each_event(source, "given") as x:
         c.place(source)
         _refuse_beyond(op, c)
+        if (op.stride[1], op.dilation[1], op.groups) == (1, 1, 1) and not rows.compressed:
+            _runs(op, c, out, rows, x, counting)
+            return
         with c.windows((kh, kw), op.stride, op.padding, op.dilation, (height, width)):
-            c.add(f"const int32_t r = (channel * {kh} + ky) * {kw} + kx;")
+            c.add(f"const int32_t r = (channel * {kh} + ky) * {kw} + {kw - 1} - kx;")
             first = f"(y * {width} + z) * {out.channels}"
             if op.groups > 1:
                 inner, share = op.weight.shape[1], out.channels // op.groups
                 first += f" + channel / {inner} * {share}"
             c.add(f"const int32_t first = {first};")
-            add_row(c, c.program.rows[name], out.type, "current", x, counting)
+            add_row(c, rows, out.type, "current", x, counting)
+
+
+def _runs(
+    op: linear_operators.ConvOperator, c: Writer, out: Value, rows: Rows, x: str,
+    counting: Counting | None,
+) -> None:  # fmt: skip
+    """At stride 1 the targets in a line lie side by side, and so do their rows: one loop."""
+    (kh, kw), (height, width) = op.weight.shape[2:], op.out_shape[1:]
+    c.add(f"const int32_t last = column + {op.padding[1]}, start = last - {kw - 1};")
+    c.add("const int32_t begin = start < 0 ? 0 : start;")
+    c.add(f"const int32_t end = last < {width} ? last + 1 : {width};")
+    c.add(f"const int32_t count = (end - begin) * {out.channels};")
+    with c.lines_reached(kh, op.stride[0], op.padding[0], op.dilation[0], height):
+        c.add(f"const int32_t r = (channel * {kh} + ky) * {kw} + begin - start;")
+        c.add(f"const int32_t first = (y * {width} + begin) * {out.channels};")
+        add_row(c, rows, out.type, "current", x, counting, "count")
 
 
 def _refuse_beyond(op: linear_operators.ConvOperator, c: Writer) -> None:
@@ -82,9 +102,11 @@ def _matrix(
 
 
 def add_row(
-    c: Writer, rows: Rows, sums: str, array: str, x: str, counting: Counting | None
+    c: Writer, rows: Rows, sums: str, array: str, x: str, counting: Counting | None, run: str = ""
 ) -> None:
-    """Add row r, times x, to the targets from `first` on; sums: their type."""
+    """Add row r, times x, to the targets from `first` on; sums: their type. run: how many weights,
+    where it is more than this row.
+    """
     tables = {part: c.table(part, n, kind) for part, (kind, n) in rows.tables.items()}
     weights, cast = tables["weights"], f"({sums})" if sums.startswith("u") else ""
     c.add(f"{sums} *const target = {array} + first;")
@@ -96,7 +118,7 @@ def add_row(
     if not rows.compressed:
         width = rows.weight.shape[1]
         c.add(f"const {rows.type} *const weight = {weights} + r * {width};")
-        with c.block(f"for (int32_t o = 0; o < {width}; o++)"):
+        with c.block(f"for (int32_t o = 0; o < {run or width}; o++)"):
             addition("o", "weight[o]")
             if counting:
                 counting.add("first + o", x, "weight[o]")

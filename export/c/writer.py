@@ -39,11 +39,13 @@ class Writer(Lines):
         return f"{self.table(part, flat)}[{channel}]"
 
     def pointer(self, name: str, key: str, *, constant: bool = False) -> None:
-        """Declare `name` for an array in the shared memory."""
+        """Declare `name` for an array in the shared memory, where those in use do not overlap."""
         memory = self.program.memory
         kind = memory.types[key]
         const = "const " if constant else ""
-        self.add(f"{const}{kind} *const {name} = s->{shared(kind)} + {memory.offsets[key]};")
+        self.add(
+            f"{const}{kind} *restrict const {name} = s->{shared(kind)} + {memory.offsets[key]};"
+        )
 
     def open_value(self, value: Value, name: str, *, constant: bool = True) -> None:
         """Declare the arrays of a value, called after `name`."""
@@ -72,11 +74,14 @@ class Writer(Lines):
                     self.add(f"const int32_t x = (int32_t){name}_values[e];")
                 yield "x" if value.type else "1"
             return
+        ones = value.form == "input" and not self.program.takes_maps
+        ones = ones and self.program.range == (0, 1)
         with self.block(f"for (int32_t n = 0; n < {value.length}; n++)"):
-            self.add(f"const {value.number} x = {self.read(value, name, 'n')};")
-            with self.block("if (x == 0)"):
+            if not ones:
+                self.add(f"const {value.number} x = {self.read(value, name, 'n')};")
+            with self.block(f"if ({self.read(value, name, 'n') if ones else 'x'} == 0)"):
                 self.add("continue;")
-            yield "x"
+            yield "1" if ones else "x"
 
     def place(self, value: Value) -> None:
         """Declare channel, row and column of place n."""
@@ -92,11 +97,19 @@ class Writer(Lines):
         self, kernel: ir.Pair, stride: ir.Pair, padding: ir.Pair, dilation: ir.Pair, out: ir.Pair
     ) -> Iterator[None]:
         """Loops over the outputs (y, x_out) whose windows hold (row, column), at ky, kx."""
-        with self.block(f"for (int32_t ky = 0; ky < {kernel[0]}; ky++)"):
-            self._seen("row", "y", "ky", (stride[0], padding[0], dilation[0], out[0]))
-            with self.block(f"for (int32_t kx = 0; kx < {kernel[1]}; kx++)"):
-                self._seen("column", "z", "kx", (stride[1], padding[1], dilation[1], out[1]))
-                yield
+        lines = self.lines_reached(kernel[0], stride[0], padding[0], dilation[0], out[0])
+        with lines, self.block(f"for (int32_t kx = 0; kx < {kernel[1]}; kx++)"):
+            self._seen("column", "z", "kx", (stride[1], padding[1], dilation[1], out[1]))
+            yield
+
+    @contextmanager
+    def lines_reached(
+        self, kernel: int, stride: int, padding: int, dilation: int, out: int
+    ) -> Iterator[None]:
+        """The loop over the output lines y whose windows hold the row, at ky."""
+        with self.block(f"for (int32_t ky = 0; ky < {kernel}; ky++)"):
+            self._seen("row", "y", "ky", (stride, padding, dilation, out))
+            yield
 
     def _seen(self, given: str, found: str, k: str, along: tuple[int, int, int, int]) -> None:
         stride, padding, dilation, out = along

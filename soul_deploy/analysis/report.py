@@ -30,8 +30,9 @@ CONVENTIONS = {
     "avgpool": "fused",
 }
 INTEGERS_LINE = (
-    "A fixed-point network: of these ops45 int8 is nearest, though its additions are of 8 bits and "
-    "currents are summed in 16 or 32; memory is counted as if each number took 32 bits"
+    f"A fixed-point network: ops45 {energy.FIXED_POINT} is its estimate (weights of 8 bits, sums "
+    "and membranes of 32); ops45 int8 would add in 8 bits. Memory is counted as if each "
+    "number took 32 bits"
 )
 CONVENTIONS_LINE = (
     "SynOps: valid targets, nonzero deployed weights, live neurons, multiplicity-weighted, first "

@@ -126,14 +126,15 @@ class _Forming:
         operator = linear_operators.base_operator(node, self.graph, folded)
         exact = operator.weight.astype(np.float64)
         operator = replace(operator, weight=exact)  # type: ignore[type-var]
-        area = 1
-        for inner in between:
+        area, summed = 1, ""
+        for inner in between:  # the nearest first
             if kept_as(inner, self.graph) is None:
+                _refuse_behind(inner, summed)
                 operator = self._composed(inner, operator, node.name)
             elif isinstance(inner, ir.Pool | ir.AdaptiveAvgPool):
                 tile = _tile(inner, self.graph)
                 assert tile is not None
-                area *= math.prod(tile)
+                area, summed = area * math.prod(tile), inner.name
         weight, bias = operator.weight / area, operator.bias
         if source == self.graph.input.name:
             weight, bias = self._of_pixels(weight, bias, node, area)
@@ -194,6 +195,15 @@ class _Forming:
         name = f"{self.graph.readout.name}.flat"
         self.nodes.append(ir.Flatten(name, (source,)))
         return (name,)
+
+
+def _refuse_behind(pool: ir.Node, summed: str) -> None:
+    """A pooling goes into the weights that read it, not into those that read sums of it."""
+    if summed and isinstance(pool, ir.Pool | ir.AdaptiveAvgPool):
+        raise errors.UnsupportedGraphError(
+            f"{pool.name}: an average pooling whose windows do not tile the map, in front of one "
+            f"({summed}) whose windows do; fixed-point networks have only the second kind there"
+        )
 
 
 def _as_node(

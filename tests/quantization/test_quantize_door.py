@@ -99,7 +99,7 @@ def test_formats_and_engines_without_integers_say_so(integers: Path, tmp_path: P
 
 def test_energy_says_what_its_constants_are_not(trained: Path, integers: Path) -> None:
     words = ("--samples", 4, "--threads", 1)
-    assert "A fixed-point network: of these ops45 int8" in call("energy", integers, *words).stdout
+    assert "A fixed-point network: ops45 int8w-int32acc" in call("energy", integers, *words).stdout
     assert "A fixed-point network" not in call("energy", trained, *words).stdout
     for path, dtype in ((integers, "int8"), (trained, "float32")):
         document = json.loads(call("energy", path, *words, "--format", "json").stdout)

@@ -290,3 +290,25 @@ def test_counts_are_taken_as_they_are() -> None:
         images_for(model, given + 1)
     with pytest.raises(errors.ValidityError, match="not whole"):
         images_for(model, given + np.float32(-0.5) * (given > 0))
+
+
+def test_a_pooling_that_does_not_tile_in_front_of_one_that_does_is_named() -> None:
+    """Its values are summed before a projection weighs them: no weights can hold it."""
+    neuron = NeuronSpec("lif")
+    nodes = (
+        ir.Input("input", (), (2, 7, 8)),
+        ir.Convolution("first", ("input",), False, None, 2, 2, (1, 1)),
+        ir.Population("sn", ("first",), neuron),
+        ir.AvgPool("overlapping", ("sn",), (2, 3), (1, 1), (0, 0)),
+        ir.AvgPool("tiles", ("overlapping",), (2, 2), (2, 2), (0, 0)),
+        ir.Convolution("second", ("tiles",), False, None, 2, 2, (3, 3)),
+        ir.Population("sn2", ("second",), neuron),
+        ir.Readout("vote", ("sn2",), 2, False, True, 1),
+    )
+    rng = np.random.default_rng(0)
+    state = {
+        "first.weight": rng.normal(size=(2, 2, 1, 1)).astype(np.float32),
+        "second.weight": rng.normal(size=(2, 2, 3, 3)).astype(np.float32),
+    }
+    with pytest.raises(errors.UnsupportedGraphError, match="overlapping: an average pooling"):
+        integers(Model(ir.SpikingGraph(nodes, 2), state))

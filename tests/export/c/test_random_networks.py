@@ -66,4 +66,6 @@ def test_a_hundred_networks(tmp_path: Path) -> None:
 @pytest.mark.soak
 @pytest.mark.parametrize("seed", range(1, 11))
 def test_a_thousand_networks(tmp_path: Path, seed: int) -> None:
-    assert_all_equal(draw_fixed(100, seed), tmp_path)
+    cases = draw_fixed(100, seed)
+    for first in range(0, len(cases), 10):  # built apart: a compiler has its limit of time
+        assert_all_equal(cases[first : first + 10], tmp_path / str(first))

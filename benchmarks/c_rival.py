@@ -75,7 +75,8 @@ def made(density: float, frames: torch.Tensor, seed: int = 0) -> Rival:
         for layer in (found.conv1, found.conv2, found.fc):
             limit = layer.weight.abs().flatten().quantile(1 - density)
             layer.weight *= layer.weight.abs() >= limit
-            layer.bias *= 0
+            assert layer.bias is not None
+            layer.bias.zero_()
         _fire(found, frames)
     return found
 

@@ -63,7 +63,7 @@ EVENTS = Demo(
     batch="32",
     train=("--model", "lenet", "--epochs", "6", *MOVED),
     structured=("--target_synops", "0.3", *CHANNELS),
-    unstructured=("--target_synops", "0.1", *SEARCH),
+    unstructured=("--target_synops", "0.2", *SEARCH),
 )
 
 

@@ -12,7 +12,7 @@ from soul_deploy import distributed
 from soul_deploy.base import errors, files, progress, tables
 from soul_deploy.data import datasets, given
 from soul_deploy.ir import SpikingGraph
-from soul_deploy.model.model import Model, ModelInfo, Stage, from_module
+from soul_deploy.model.model import Model, ModelInfo, Stage, for_kind, from_module
 from soul_deploy.nn.graph_module import GraphModule
 from soul_deploy.training import checkpoint_manager as keeping
 from soul_deploy.training import state, trainer
@@ -201,7 +201,7 @@ def with_weights(model: Model | SpikingGraph, seed: int) -> Model:
                 "a fixed-point network learns nothing more, and its weights are pruned no more: "
                 "they are integers. Train or prune the network that it was made of, then quantize"
             )
-        return model
+        return for_kind(model, model.info.input_kind)  # a file of before has no events yet
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return from_module(GraphModule(model), ModelInfo())

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from soul_deploy.base import Array, errors
-from soul_deploy.base.events import EVENT
+from soul_deploy.base.events import EVENT, MAX_TIME
 
 MOST_EMPTY = 1_000_000
 """Windows that may close at one event: more is no pause, but a time of another unit."""
@@ -54,9 +54,14 @@ class Windows:
         self.late: Array = np.zeros(0, np.int64)  # the first open window's begin when they came
 
     def push(self, events: Array) -> Iterator[Window]:
-        """The windows that these events close. Raises ValidityError for a pause without end."""
+        """The windows that these events close. Raises ValidityError for a pause without
+        end, and a time beyond MAX_TIME."""
         if not len(events):
             return
+        if (events["t"] > MAX_TIME).any():
+            raise errors.ValidityError(
+                f"a time of {events['t'].max()} µs; times are at most {MAX_TIME}"
+            )
         times = events["t"].astype(np.int64)
         if self.begin < 0:
             self.begin = self.latest = int(times[0])

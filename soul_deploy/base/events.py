@@ -16,6 +16,8 @@ EVENT = np.dtype([("t", "<u8"), ("x", "<u2"), ("y", "<u2"), ("p", "u1")])
 """t in microseconds, x to the right, y downwards, p 1: brighter, 0: darker. 13 bytes, packed."""
 
 MAX_SIDE = 1 << 16  # what x and y can say
+MAX_TIME = (1 << 63) - 1
+"""In µs: differences of times are signed."""
 
 FIELDS = ("t", "x", "y", "p")
 
@@ -78,7 +80,7 @@ def packed(name: str, t: Array, x: Array, y: Array, p: Array) -> Array:
     events: npt.NDArray[np.void] = np.zeros(len(t), EVENT)
     for field, column in columns.items():
         low, high = (int(column.min()), int(column.max())) if len(column) else (0, 0)
-        most = int(np.iinfo(EVENT[field]).max)
+        most = MAX_TIME if field == "t" else int(np.iinfo(EVENT[field]).max)
         errors.require(
             low >= 0 and high <= most,
             f"{name}: {field} from {low} to {high}; it is from 0 to {most}",

@@ -6,7 +6,7 @@ import pytest
 from soul_deploy.base import Array, errors
 from soul_deploy.base.events import EVENT, Recording, count_of, packed, recording_of
 
-COLUMNS = {"t": [5, 3, 2**63], "x": [0, 33, 7], "y": [33, 0, 1], "p": [0, 1, 1]}
+COLUMNS = {"t": [5, 3, 2**63 - 1], "x": [0, 33, 7], "y": [33, 0, 1], "p": [0, 1, 1]}
 
 
 def columns(**changed: list[int]) -> list[Array]:
@@ -27,6 +27,7 @@ def test_events_keep_their_values_and_order() -> None:
         ({"p": [2, 1, 1]}, "event 0 of polarity 2"),
         ({"x": [0, 65536, 7]}, "x from 0 to 65536; it is from 0 to 65535"),
         ({"p": [0, 256, 1]}, "p from 0 to 256"),
+        ({"t": [0, 1, 2**63]}, f"t from 0 to {2**63}; it is from 0 to {2**63 - 1}"),
         ({"y": [0, 1]}, "2 values of y, 3 of t"),
     ],
 )

@@ -75,6 +75,8 @@ def test_what_is_late_is_left_out_and_counted() -> None:
     far = events_of((0, 0, 0, 0), (1 << 60, 0, 0, 0))
     with pytest.raises(errors.ValidityError, match="windows without an end"):
         list(windows_of([far], rule))
+    with pytest.raises(errors.ValidityError, match=f"a time of {1 << 63} µs"):
+        list(windows_of([events_of((1 << 63, 0, 0, 0))], rule))
 
 
 def test_a_region_of_a_larger_sensor() -> None:

@@ -34,9 +34,10 @@ class Pool(node.Node):
 
 @dataclass(frozen=True)
 class MaxPool(Pool):
-    """Maximum over a window; of spikes: OR."""
+    """Maximum over a window; of spikes: OR. Padding is left out of it."""
 
     op: ClassVar[str] = "max_pool"
+    keeps_zero: ClassVar[bool] = True
 
 
 @dataclass(frozen=True)

@@ -49,6 +49,7 @@ def _made(path: Path, told: dict[str, Any]) -> Made:
     def taken() -> Model:
         model = import_nir(path.with_suffix(".nir"), **told["said"])
         rename = {name.removeprefix("node_"): name for name in model.graph.shapes}
+        rename |= {n.removesuffix(".lif"): name for n, name in rename.items()}  # recurrent ones
         missing = [name for name in sent if name not in rename]
         if model.graph.readout.neuron is not None:  # whose membrane makes the scores
             missing = [name for name in missing if sent.pop(name) is None]

@@ -228,11 +228,16 @@ class GraphModule(nn.Module):
         return self._fire(replace(node, feedback=None), Signal(x + back, False), None).tensor
 
     def _project(self, node: ir.Projection, x: Tensor) -> Tensor:
-        """The current; masks act on batch norm's gamma and beta: what is masked is exactly 0."""
+        """The current; masks act on batch norm's gamma and beta: what is masked is exactly 0.
+
+        Where a batch norm of its own follows, they act on that in training, and on both otherwise,
+        as the deployed weights have it: a pooling in between compares zeros.
+        """
         y, mask = self._weigh(node, x), self._mask_of(node)
         norm = None if node.norm is None else self.get_submodule(node.norm.name)
-        if node.name in self.graph.masked_norms.values():
-            mask = None  # it acts on the batch norm behind
+        if mask is not None and node.name in self.graph.masked_norms.values():
+            y = y if norm is None else self._norm(norm, y, None)
+            return y if self.training else y * operations.by_channel(mask.keep, y)
         if norm is not None:
             return self._norm(norm, y, mask)
         if mask is None:

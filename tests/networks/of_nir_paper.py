@@ -51,10 +51,37 @@ def convolutional() -> Made:
 
 
 def braille() -> Made:
-    """Recurrent; no tool of these environments reads the paper's form of it."""
+    """Recurrent, reset to zero at once. snnTorch 1.0.0 cannot run its own RSynaptic so, but the
+    neurons: its Synaptic, whose last spikes come back through the file's weights.
+    """
+    snn: Any = import_module("snntorch")
     graph: Any = import_module("nir").read(FOLDER / BRAILLE, type_check=False)
-    taken = partial(_taken, BRAILLE, 8, {})
-    return Made(torch.zeros(8, 1, 12), None, taken, tuple(graph.nodes))
+    drawn = torch.Generator().manual_seed(3)
+    x = (torch.rand(24, 4, 12, generator=drawn) < 0.3).float()
+
+    def neuron(key: str) -> Any:
+        node, dt = graph.nodes[key], 1e-4
+        alpha, beta = (round(float(1 - dt / tau[0]), 4) for tau in (node.tau_syn, node.tau_mem))
+        return snn.Synaptic(alpha, beta, reset_mechanism="zero", reset_delay=False)
+
+    def weigh(key: str, given: Tensor) -> Tensor:
+        weight, bias = (torch.from_numpy(getattr(graph.nodes[key], n)) for n in ("weight", "bias"))
+        return given @ weight.T + bias
+
+    def own() -> Own:
+        first, second = neuron("lif1.lif"), neuron("lif2")
+        states = [first.reset_mem(), second.reset_mem()]
+        sent, last = dict[str, list[Tensor]](lif1=[], lif2=[]), torch.zeros(4, 38)
+        for frame in x:
+            last, *states[0] = first(weigh("fc1", frame) + weigh("lif1.w_rec", last), *states[0])
+            out, *states[1] = second(weigh("fc2", last), *states[1])
+            sent["lif1"].append(last)
+            sent["lif2"].append(out)
+        spikes = {key: torch.stack(found).detach() for key, found in sent.items()}
+        return Own({"lif1.lif": spikes["lif1"], "lif2": spikes["lif2"]}, spikes["lif2"].mean(0))
+
+    taken = partial(_taken, BRAILLE, len(x), {"reset": "zero"})
+    return Made(x, own, taken, tuple(graph.nodes))
 
 
 BRAILLE = "braille_noDelay_bias_zero.nir"

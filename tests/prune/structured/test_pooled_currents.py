@@ -46,9 +46,9 @@ def tutorial() -> Model:
     graph = ir.SpikingGraph(nodes, STEPS)
     state = {}
     for name, array in GraphModule(graph).state_dict().items():
-        made = drawn.normal(0.2, 0.5, tuple(array.shape)).astype(np.float32)
+        made = drawn.normal(0.2, 0.5, tuple(array.shape))
         made = np.abs(made) + 0.1 if name.endswith("var") else made
-        state[name] = array.numpy() if array.dtype == torch.int64 else made
+        state[name] = array.numpy() if array.dtype == torch.int64 else made.astype(np.float32)
     return Model(graph, state)
 
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, PercentFormatter
 
 from soul_deploy.base.terminal import one_line
 from soul_deploy.reporting import content, svg
@@ -215,8 +215,9 @@ def _differing(found: kinds.Verified, name: str) -> svg.Drawing:
     for row, layer in enumerate(found.layers):
         note = _told(found, layer)
         if note:
-            axes.annotate(note, (0, row), (6, 0), textcoords="offset points", va="center")
-    axes.set_xlim(0, most * 1.05)
+            at = max(layer.flips_whole or 0, layer.flips_forced or 0)
+            axes.annotate(note, (at, row), (6, 0), textcoords="offset points", va="center")
+    axes.set_xlim(0, most * 1.3)  # room for notes behind bars
     axes.set_yticks(rows, names)
     axes.invert_yaxis()
     axes.locator_params(axis="x", nbins=5, integer=True)
@@ -259,7 +260,11 @@ def _distances(found: kinds.Verified, name: str) -> svg.Drawing:
     axes.set_xscale("log")
     axes.set_yticks(range(len(layers)), [label(layer) for layer in layers])
     axes.set(ylim=(len(layers) - 0.5, -0.5))
-    axes.set_title("distance from the threshold / allowed by rounding")
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_minor_formatter(FuncFormatter(lambda value, _: ""))
+    axes.xaxis.set_major_locator(LogLocator(numticks=6))
+    axes.set_title("distance from the threshold")
+    axes.set_xlabel("in what rounding explains: above 1 it does not")
     svg.plain_axes(axes, "x")
     _legend_below(axes, 3)
     return svg.drawing(figure, f"{name}-distances", f"{found.artifact}: distance of flips")

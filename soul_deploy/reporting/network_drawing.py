@@ -12,6 +12,7 @@ from soul_deploy.reporting.charts import label
 from soul_deploy.reporting.networks import Network
 
 WIDE, HIGH, GAP = 2.5, 0.42, 0.24  # inches of a box, and between two
+SIDE = 0.45  # inches that arrows around boxes take
 MOST = 400  # boxes
 
 
@@ -54,12 +55,14 @@ def draw(group: Sequence[Network], number: int) -> svg.Drawing | None:
     places = _places(graph)
     columns = 1 + max(x for x, _ in places.values())
     rows = 1 + max(y for _, y in places.values())
-    width, height = columns * (WIDE + GAP) + GAP, rows * (HIGH + GAP) + GAP
+    around = any(_skips(places[i], places[n.name]) for n in graph.nodes for i in n.inputs)
+    left = GAP + SIDE * around
+    width, height = left + columns * (WIDE + GAP), rows * (HIGH + GAP) + GAP
     figure, axes = svg.new_figure(width, height)
     axes.set(xlim=(0, width), ylim=(height, 0))
     axes.set_axis_off()
     centres = {
-        name: (GAP + WIDE / 2 + x * (WIDE + GAP), GAP + HIGH / 2 + y * (HIGH + GAP))
+        name: (left + WIDE / 2 + x * (WIDE + GAP), GAP + HIGH / 2 + y * (HIGH + GAP))
         for name, (x, y) in places.items()
     }
     figure.set_layout_engine("none")
@@ -91,15 +94,21 @@ def _places(graph: SpikingGraph) -> dict[str, tuple[int, int]]:
     }
 
 
+def _skips(start: tuple[float, float], end: tuple[float, float]) -> bool:
+    """Whether boxes stand between two in one column; places as columns and rows."""
+    return math.isclose(start[0], end[0]) and end[1] - start[1] > 1.5
+
+
 def _arrow(start: tuple[float, float], end: tuple[float, float]) -> FancyArrowPatch:
+    """From box to box by their centres: around boxes between, and into the side of a far one."""
     (x, y), (to_x, to_y) = start, end
-    skips = to_y - y > 1.5 * (HIGH + GAP) and math.isclose(x, to_x)
-    how = "arc3,rad=0.35" if skips else "arc3"
-    shift = WIDE / 2 if skips else 0
-    if skips:
-        tail, head = (x - shift, y), (to_x - shift, to_y)
-    else:
-        tail, head = (x, y + HIGH / 2), (to_x, to_y - HIGH / 2)
+    far = to_y - y > 1.5 * (HIGH + GAP)
+    how, tail, head = "arc3", (x, y + HIGH / 2), (to_x, to_y - HIGH / 2)
+    if far and math.isclose(x, to_x):
+        how = f"arc3,rad={1.6 * SIDE / (to_y - y):.3f}"
+        tail, head = (x - WIDE / 2, y), (to_x - WIDE / 2, to_y)
+    elif far:
+        head = (to_x + math.copysign(WIDE / 2, x - to_x), to_y)
     return FancyArrowPatch(
         *(tail, head), arrowstyle="-|>", mutation_scale=8, color=svg.FAINT, connectionstyle=how
     )

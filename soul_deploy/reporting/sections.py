@@ -114,7 +114,8 @@ def _card_table(group: Sequence[Network], layer: str) -> Table:
     rows: list[list[object]] = []
     for network in group:
         found, model = content.numbers(network, layer), network.model
-        if found is None or model is None or layer not in model.graph.shapes:
+        shown = found is not None and (found.synapses_dense or content.layer_time(network, layer))
+        if not shown or found is None or model is None or layer not in model.graph.shapes:
             continue
         time, share = content.layer_time(network, layer), content.connected(found)
         rows.append(

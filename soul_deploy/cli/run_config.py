@@ -7,8 +7,6 @@ to what a model file says.
 """
 
 import difflib
-import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -18,7 +16,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from soul_deploy.base import errors, files
+from soul_deploy.base import errors, files, yaml_text
 from soul_deploy.cli import common_options as common
 from soul_deploy.cli.parsing import dashes
 from soul_deploy.training import recipes
@@ -27,7 +25,6 @@ COMMAND, DEFAULTS, CONFIG = "command", "defaults", "config"
 UNRECORDED = (CONFIG, "resume", "dry_run", "help", "output_format")
 """How a run is started or printed, which is not what it computes."""
 LARGEST = 1 << 20  # bytes of a file
-_UNPRINTABLE = re.compile("[\x7f-\x9f\u2028\u2029\ud800-\udfff\ufeff\ufffe\uffff]")
 
 
 def config_option() -> common.Decorator:
@@ -185,10 +182,9 @@ def write(path: Path, **resolved: Any) -> None:
     lines = [
         f"# soul-deploy {version('soul-deploy')}, torch {version('torch')}. The same run again:",
         f"# soul-deploy {command} --config THIS_FILE",
-        f"{COMMAND}: {_scalar(command)}",
-        *(f"{key}: {_scalar(value)}" for key, value in given.items()),
+        *yaml_text.lines({COMMAND: command, **given}),
         f"{DEFAULTS}:",
-        *(f"  {key}: {_scalar(value)}" for key, value in others.items()),
+        *yaml_text.lines(others, "  "),
     ]
     files.write_text(path, "\n".join(lines) + "\n")
 
@@ -210,10 +206,3 @@ def _values(
             place = others if context.get_parameter_source(name) in usual else given
             place[_flag(option).lstrip("-")] = value
     return given, others
-
-
-def _scalar(value: Any) -> str:
-    """As YAML, of which JSON's scalars are a part."""
-    plain = value if isinstance(value, bool | int | float | str) else str(value)
-    text = json.dumps(plain, ensure_ascii=False)
-    return _UNPRINTABLE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)

@@ -12,7 +12,7 @@ from pathlib import Path, PurePath
 from shlex import quote
 from typing import Any
 
-from soul_deploy.base import brief, errors, files
+from soul_deploy.base import brief, errors, files, yaml_text
 from soul_deploy.model.model import Model
 from soul_deploy.reporting import documents as kinds
 from soul_deploy.reporting.files import Contents, Export, ModelFile, read_all
@@ -90,14 +90,9 @@ class Card:
         return [{"task": task, "dataset": {"name": data, "type": data}, "metrics": metrics}]
 
     def text(self) -> str:
-        """The README.md. Raises UsageError if PyYAML is not installed."""
-        try:
-            import yaml
-        except ImportError as error:
-            told = "a model card needs the package PyYAML; pip install pyyaml"
-            raise errors.UsageError(told) from error
-        block = yaml.safe_dump(self.metadata(), sort_keys=False, allow_unicode=True)
-        return f"---\n{block}---\n\n" + "\n\n".join(self._sections()) + "\n"
+        """The README.md."""
+        block = "\n".join(yaml_text.lines(self.metadata()))
+        return f"---\n{block}\n---\n\n" + "\n\n".join(self._sections()) + "\n"
 
     def _sections(self) -> Iterator[str]:
         yield f"# {escaped(self.name)}"

@@ -13,7 +13,6 @@ from soul_deploy.cli.main import root
 from soul_deploy.export.event.build import export_event
 from soul_deploy.model.file import save
 
-pytest.importorskip("yaml", reason="PyYAML writes cards; `make` installs it")
 hub: Any = pytest.importorskip("huggingface_hub", reason="reads the cards; `make` installs it")
 
 

@@ -28,4 +28,5 @@ def card(paths: tuple[str, ...], output: Path | None, licence: str | None) -> No
         return
     files.refuse_itself(output, found.file.path)
     found.save(output)
-    terminal.say(f"Model card: {output}")
+    size = output.stat().st_size
+    terminal.say(f"Model card: {output} ({size:,} bytes); the Hub shows it as README.md")

@@ -95,7 +95,8 @@ def report(
         terminal.show(text.rstrip("\n"))
         return
     files.write_text(place, text)
-    terminal.say(f"Report: {place} ({place.stat().st_size / 1e6:.2f} MB)")
+    size = place.stat().st_size / 1e6
+    terminal.say(f"Report: {place} ({size:.2f} MB); no other file belongs to it")
 
 
 def _written(found: reporting.Report, style: str) -> str:

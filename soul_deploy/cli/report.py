@@ -10,7 +10,9 @@ from soul_deploy.base import errors, files, progress, terminal
 from soul_deploy.cli import common_options as common
 from soul_deploy.cli import options, parsing
 from soul_deploy.cli.common_options import given, option_group, shared
+from soul_deploy.cli.output import drawn
 from soul_deploy.data.chosen import Chosen, Wish, choose
+from soul_deploy.reporting import content
 from soul_deploy.reporting import report as reporting
 from soul_deploy.reporting.files import read_all
 from soul_deploy.reporting.networks import Network
@@ -95,6 +97,8 @@ def report(
         terminal.show(text.rstrip("\n"))
         return
     files.write_text(place, text)
+    if found.networks:
+        terminal.show(drawn([content.summary(found.networks)]))
     size = place.stat().st_size / 1e6
     terminal.say(f"Report: {place} ({size:.2f} MB); no other file belongs to it")
 

@@ -14,7 +14,7 @@ from soul_deploy.export.c.program import Program
 from soul_deploy.export.c.rows import channel_last
 from soul_deploy.lowering import deploy
 from soul_deploy.lowering.linear_operators import ReadoutOperator
-from soul_deploy.nn.graph_module import shows_image
+from soul_deploy.nn.given_input import shows_image
 
 
 @brief

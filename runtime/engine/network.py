@@ -217,7 +217,7 @@ class Network:
                 buffers.run()
                 logits[b] = buffers.scores
                 for name in names:
-                    values = self._values(buffers, name)
+                    values = self.values_of(buffers, name)
                     if name not in recorded:
                         recorded[name] = np.empty((len(samples), *values.shape), values.dtype)
                     recorded[name][b] = values
@@ -226,7 +226,7 @@ class Network:
             recorded[name] = np.empty((0, self.time_steps, positions, channels), np.uint8)
         return recorded | {self.events.input_name: samples}, logits
 
-    def _values(self, buffers: Buffers, name: str) -> Array:
+    def values_of(self, buffers: Buffers, name: str) -> Array:
         """A layer's map, from wherever the run left it."""
         if name in buffers.values:
             return buffers.values[name]

@@ -65,9 +65,9 @@ def _make_lane_update(functions: Step, lanes: int) -> NeuronUpdate:
     @cached_njit
     def update(
         current: Array, numbers: Numbers, carry: bool, v: Array, spikes: Array, begin: int,
-        end: int, arriving: Array,
+        end: int, origin: int, arriving: Array,
     ) -> None:  # fmt: skip
-        """As the other update, for current (n, lanes).
+        """As the other update, for current (n, lanes), whose first row is that of neuron `origin`.
 
         arriving: scratch (lanes, LANE_BLOCK), where the currents of a block of
         neurons are transposed: row t holds step t.
@@ -76,10 +76,10 @@ def _make_lane_update(functions: Step, lanes: int) -> NeuronUpdate:
             size = min(LANE_BLOCK, end - first)
             whole = size - size % TRANSPOSED
             for i in range(0, whole, TRANSPOSED):
-                transpose(current, first + i, arriving, i, lanes)
+                transpose(current, first - origin + i, arriving, i, lanes)
             for i in range(whole, size):
                 for t in range(lanes):
-                    arriving[t, i] = current[first + i, t]
+                    arriving[t, i] = current[first - origin + i, t]
             membrane = v[first : first + size]
             if not carry:
                 membrane[:] = rest(numbers)

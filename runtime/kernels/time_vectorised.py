@@ -117,8 +117,10 @@ def convolve_lanes(lanes: int) -> Kernel:
         height, columns, channels = len(y_first) - 1, len(x_first) - 1, values.shape[2]
         taps = np.uint64(kernel[0] * kernel[1])
         for y in range(height):
+            if y_first[y] == y_first[y + 1]:  # most rows, of a tile
+                continue
             for x in range(columns):
-                if y_first[y] == y_first[y + 1] or x_first[x] == x_first[x + 1]:
+                if x_first[x] == x_first[x + 1]:
                     continue
                 at = y * columns + x
                 count = collect_passes(values, at, 0, channels, seen, rows, amounts)

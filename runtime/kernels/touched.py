@@ -90,6 +90,49 @@ def alone_kernel(form: Form) -> Callable[..., None]:
     return alone
 
 
+Reached = tuple[Array, Array, Array]
+"""Currents, marks, and the list of neurons that are touched."""
+
+
+@register_jitable
+def _touch(i: int, n: int, bias: Array, reached: Reached) -> int:
+    """List neuron i, if it is not; how many are listed then."""
+    current, marked, touched = reached
+    if marked[i] == 0:
+        marked[i], touched[n], current[i] = 1, i, bias[i]
+        return n + 1
+    return n
+
+
+@register_jitable
+def _reach(
+    sources: Array, values: Array, arriving: Array, rows: tuple[Array, Array, Array], bias: Array,
+    reached: Reached,
+) -> int:  # fmt: skip
+    """Add what arrives to the currents of its targets; how many these are."""
+    (starts, targets, weight), current, n = rows, reached[0], 0
+    for e in range(arriving[SENT]):
+        j = sources[e]
+        amount = current.dtype.type(values[j])
+        for k in range(starts[j], starts[j + 1]):
+            i = targets[k]
+            n = _touch(i, n, bias, reached)
+            current[i] += amount * weight[k]
+    return n
+
+
+@register_jitable
+def _add_due(
+    n: int, due: Array, always: Array, counts: Array, bias: Array, reached: Reached
+) -> int:
+    """Neurons that fired at the step before, or that may fire by themselves."""
+    for e in range(counts[DUE]):
+        n = _touch(due[e], n, bias, reached)
+    for e in range(len(always)):
+        n = _touch(always[e], n, bias, reached)
+    return n
+
+
 @cache
 def touched_kernel(form: Form) -> Callable[..., None]:
     """One step of a layer, for the neurons that events reach, that are due, or that always are."""
@@ -106,21 +149,10 @@ def touched_kernel(form: Form) -> Callable[..., None]:
         weight: the synapses of each source. bias (n,), always: neurons. last (n,): the step that a
         neuron was updated at. fired: those that do, in rising order; counts of this layer.
         """
-        n, now = 0, step[0]
-        for e in range(arriving[SENT]):
-            j = sources[e]
-            amount = current.dtype.type(values[j])
-            for k in range(starts[j], starts[j + 1]):
-                i = targets[k]
-                if marked[i] == 0:
-                    marked[i], touched[n], current[i] = 1, i, bias[i]
-                    n += 1
-                current[i] += amount * weight[k]
-        for e in range(counts[DUE] + len(always)):
-            i = due[e] if e < counts[DUE] else always[e - counts[DUE]]
-            if marked[i] == 0:
-                marked[i], touched[n], current[i] = 1, i, bias[i]
-                n += 1
+        rows = starts, targets, weight
+        n = _reach(sources, values, arriving, rows, bias, (current, marked, touched))
+        n = _add_due(n, due, always, counts, bias, (current, marked, touched))
+        now = step[0]
         f = 0
         for e in range(n):
             i = np.int64(touched[e])

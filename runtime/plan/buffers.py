@@ -125,6 +125,8 @@ def build_buffers(
         if plans[layer.name].planes is not None:
             continue
         given = input_steps if layer.source in network.static else steps
+        if regions.tiles_of(layer, plans[layer.name], given, partitions) > 1:
+            continue
         shape = regions.currents_shape(layer, plans[layer.name], given)
         largest = max(largest, math.prod(shape))
     builder = Builder(network, plans, steps, carry, partitions, aligned((largest,), np.float32))
@@ -247,6 +249,8 @@ class Builder:
         shape, kind = regions.currents_shape(layer, plan, len(source)), np.dtype(plan.current)
         if self._is_static(layer.source):  # its current must outlast the other layers'
             return aligned(shape, kind)
+        if regions.tiles_of(layer, plan, len(source), self.partitions) > 1:
+            return np.empty((0, 0), kind)  # each tile has its own
         if self.currents.size < math.prod(shape):
             self.currents = aligned(shape, np.float32).reshape(-1)
         return self.currents.view(kind)[: math.prod(shape)].reshape(shape)

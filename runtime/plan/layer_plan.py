@@ -288,14 +288,19 @@ def based_rows(rows: net.SparseRows) -> tuple[Array, Array, Array, Array]:
 
 @dispatch.operation_table(net.Synapses)
 def synapse_tables(
-    synapses: net.Synapses, plan: LayerPlan, partition: Partition
+    synapses: net.Synapses, plan: LayerPlan, partition: Partition, *, origin: bool = False
 ) -> tuple[Any, ...]:
-    """Arguments of the kernel between the values and the scratch, for one partition."""
+    """Arguments of the kernel between the values and the scratch, for one partition.
+
+    origin: of a convolution's compressed rows, whether outputs count from the partition's first.
+    """
     raise synapse_tables.unknown(synapses)
 
 
 @synapse_tables.on(net.MatrixSynapses)
-def _(matrix: net.MatrixSynapses, plan: LayerPlan, partition: Partition) -> tuple[Any, ...]:
+def _(
+    matrix: net.MatrixSynapses, plan: LayerPlan, partition: Partition, *, origin: bool = False
+) -> tuple[Any, ...]:
     first, last = plan.bounds(partition)
     if plan.form == "dense":
         return *plan.arrays, first, last
@@ -308,7 +313,9 @@ def _(matrix: net.MatrixSynapses, plan: LayerPlan, partition: Partition) -> tupl
 
 
 @synapse_tables.on(net.ConvSynapses)
-def _(convolution: net.ConvSynapses, plan: LayerPlan, partition: Partition) -> tuple[Any, ...]:
+def _(
+    convolution: net.ConvSynapses, plan: LayerPlan, partition: Partition, *, origin: bool = False
+) -> tuple[Any, ...]:
     rows = partition.of(convolution.out_shape[1])
     channels, _, columns = convolution.out_shape
     if plan.form == "gather":
@@ -327,7 +334,8 @@ def _(convolution: net.ConvSynapses, plan: LayerPlan, partition: Partition) -> t
     merge = convolution.stride == (1, 1)
     y = tap_table(convolution, 0, merge=merge, outputs=rows)
     x = tap_table(convolution, 1, merge=merge)
-    tables = ((y.first, y.tap, y.out, y.length), (x.first, x.tap, x.out, x.length))
+    y_out = y.out - rows[0] if origin else y.out
+    tables = ((y.first, y.tap, y_out, y.length), (x.first, x.tap, x.out, x.length))
     pitches = convolution.pitches if merge else (0, 0)
     return *plan.arrays, convolution.kernel, columns, channels, pitches, *tables
 

@@ -69,12 +69,12 @@ def _by_neuron(neuron: FixedEquation, shape: Shape, index: Array | None) -> Arra
 @dispatch.operation_table(Equation)
 def update_call(
     neuron: Equation, current: Array, state: Array, sent: Array, bounds: tuple[int, int], *,
-    carry: bool, lanes: int, numbers: Array | None,
+    carry: bool, lanes: int, numbers: Array | None, origin: int = 0,
 ) -> Bound:  # fmt: skip
     """The kernel that updates the neurons of the columns `bounds`, and its arguments.
 
-    current (T or 1, n), or (n, lanes); state as `state_at_rest`; sent (T, n), written; numbers as
-    `update_numbers`.
+    current (T or 1, n), or (n, lanes) from neuron `origin` on; state as `state_at_rest`; sent
+    (T, n), written; numbers as `update_numbers`.
     """
     raise update_call.unknown(neuron)
 
@@ -82,9 +82,9 @@ def update_call(
 @update_call.on(NeuronEquation, FixedEquation)
 def _fusing(
     neuron: Equation, current: Array, state: Array, sent: Array, bounds: tuple[int, int], *,
-    carry: bool, lanes: int, numbers: Array | None,
+    carry: bool, lanes: int, numbers: Array | None, origin: int = 0,
 ) -> Bound:  # fmt: skip
-    scratch = [aligned((lanes, neurons.LANE_BLOCK), current.dtype)] if lanes else []
+    scratch = (origin, aligned((lanes, neurons.LANE_BLOCK), current.dtype)) if lanes else ()
     taken = steps.numbers_of(neuron, 1) if numbers is None else tuple(numbers[0])
     given = current, taken, carry, state, sent, *bounds, *scratch
     return neurons.update_kernel(steps.form_of(neuron), lanes), given
@@ -93,7 +93,7 @@ def _fusing(
 @update_call.on(DynamicsEquation)
 def _dynamics(
     neuron: DynamicsEquation, current: Array, state: Array, sent: Array, bounds: tuple[int, int],
-    *, carry: bool, lanes: int, numbers: Array | None,
+    *, carry: bool, lanes: int, numbers: Array | None, origin: int = 0,
 ) -> Bound:  # fmt: skip
     assert numbers is not None
     limits = np.float32(neuron.low), np.float32(neuron.high)
@@ -105,7 +105,7 @@ def _dynamics(
 @update_call.on(ParallelEquation)
 def _parallel(
     neuron: ParallelEquation, current: Array, state: Array, sent: Array, bounds: tuple[int, int],
-    *, carry: bool, lanes: int, numbers: Array | None,
+    *, carry: bool, lanes: int, numbers: Array | None, origin: int = 0,
 ) -> Bound:  # fmt: skip
     kernel = parallel.parallel_kernel(neuron.fire, lanes > 0)
     return kernel, (current, neuron.weight, neuron.bias, sent, *bounds)

@@ -24,6 +24,10 @@ Work = Literal["currents", "neurons", "fused", "words", "maps"]
 bits and back, maps to maps (pooling, merges, the readout's sums)."""
 
 
+TILED_FROM, TILE_BYTES = 8 << 20, 4 << 20
+"""Bytes of a layer's currents on lanes: from how many on they are cut into tiles, and of a tile."""
+
+
 @dataclass(frozen=True)
 class Call:
     """A kernel and all its arguments."""
@@ -73,6 +77,53 @@ def currents_shape(layer: network.Synaptic, plan: LayerPlan, steps: int) -> netw
     """Shape of a spiking layer's currents: (n, lanes), or (T, n)."""
     lanes = lanes_of(layer, plan, steps)
     return (plan.columns, lanes) if lanes else (steps, plan.columns)
+
+
+def tiles_of(layer: network.SpikingLayer, plan: LayerPlan, steps: int, partitions: int) -> int:
+    """Into how many tiles, whole rows of the map, each partition of a convolution on lanes is cut,
+    so that its currents are still in the caches when its neurons take them. 1: it is not cut.
+    """
+    lanes = lanes_of(layer, plan, steps)
+    rows = layer.out_shape[1] if len(layer.out_shape) == 3 else 0
+    fits = lanes and layer.neuron.fuses and plan.gather_index is None and plan.masked_out is None
+    if not fits or layer.synapses.convolution is None or plan.columns * lanes * 4 <= TILED_FROM:
+        return 1
+    wanted = -(-plan.columns * lanes * 4 // (partitions * TILE_BYTES))
+    return max(1, min(wanted, rows // partitions))
+
+
+def _tiled_region(
+    layer: network.SpikingLayer, plan: LayerPlan, source: Array, v: Array, spikes: Array, *,
+    carry: bool, partitions: int, tiles: int, lanes: int, numbers: Array | None, shared: Scratch,
+) -> Region:  # fmt: skip
+    """Bias, synapses and neurons of a convolution on lanes, tile by tile."""
+    start, kernel = time_vectorised.start_lanes(lanes), layer_plan.IN_LANES[plan.kernel](lanes)
+    (values, events), kind = values_of(layer.synapses, source), np.dtype(plan.current)
+    fired, region = spikes.reshape(len(spikes), v.shape[-1]), []
+    for partition in partitions_of(partitions):
+        calls: list[Call] = []
+        amounts = np.zeros((events, lanes), kind)
+        own = np.empty(events, np.uint8), np.zeros(events + 1, np.uint32), amounts
+        shares = [
+            Partition(partition.index * tiles + tile, partitions * tiles) for tile in range(tiles)
+        ]
+        bounds = [plan.bounds(share) for share in shares]
+        size = max(last - first for first, last in bounds)
+        current = shared.array(partition, f"tile {kind}", (size, lanes), kind)
+        for share, (first, last) in zip(shares, bounds, strict=True):
+            tables = layer_plan.synapse_tables(layer.synapses, plan, share, origin=True)
+            begin = current, plan.bias_of(share), 0, last - first
+            update, running = neuron_state.update_call(
+                layer.neuron, current, v, fired, (first, last), carry=carry, lanes=lanes,
+                numbers=numbers, origin=first,
+            )  # fmt: skip
+            calls += [
+                Call(start, begin, "currents"),
+                Call(kernel, (values, *tables, *own, current), "currents"),
+                Call(update, running, "neurons"),
+            ]
+        region.append(tuple(calls))
+    return tuple(region)
 
 
 def current_region(
@@ -203,6 +254,13 @@ def spiking_regions(
         )  # fmt: skip
         return (region,)
     lanes = lanes_of(layer, plan, len(source))
+    tiles = 1 if apart else tiles_of(layer, plan, len(source), partitions)
+    if tiles > 1:
+        region = _tiled_region(
+            layer, plan, source, v, spikes, carry=carry, partitions=partitions, tiles=tiles,
+            lanes=lanes, numbers=numbers, shared=shared or Scratch(),
+        )  # fmt: skip
+        return (region,)
     currents = current_region(
         layer, plan, source, current, lanes=lanes, partitions=partitions, shared=shared
     )

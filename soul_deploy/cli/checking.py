@@ -22,7 +22,7 @@ from soul_deploy.export.verify.c import NO_COMPILER, CReport
 from soul_deploy.export.verify.verify import Kind, VerifyReport
 from soul_deploy.model.file import load
 from soul_deploy.model.model import Model
-from soul_deploy.nn.graph_module import shows_image
+from soul_deploy.nn.given_input import shows_image
 from soul_deploy.runtime.io import inputs
 from soul_deploy.runtime.io.inspect_tables import representation_table
 from soul_deploy.runtime.kernels.cache import compiling_announced

@@ -20,7 +20,7 @@ from soul_deploy.export.c.program import make_program
 from soul_deploy.export.c.source import FLOAT
 from soul_deploy.export.verify import c as c_check
 from soul_deploy.export.verify.c import CReport
-from soul_deploy.nn.graph_module import shows_image
+from soul_deploy.nn.given_input import shows_image
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from soul_deploy.base import errors, memory, progress, tables, terminal
 from soul_deploy.cli import common_options as common
 from soul_deploy.cli import parsing
 from soul_deploy.cli.common_options import option
+from soul_deploy.cli.run_events import HEADING, EventOptions, run_recording
 
 DRAWN = 32
 """Samples of a data set or random ones that `run` takes unless told otherwise."""
@@ -63,8 +64,16 @@ def _run_options() -> common.Decorator:
 @click.command(cls=parsing.SoulCommand, example="run net.event image.png --counts")
 @click.argument("path", metavar="NETWORK", type=common.FILE)
 @click.argument("inputs", metavar="INPUT...", nargs=-1, required=True)
+@common.option_group("recording", EventOptions, HEADING)
 @_run_options()
-def run(path: Path, inputs: tuple[str, ...], threads: int, style: str, **wanted: Any) -> None:
+def run(
+    path: Path,
+    inputs: tuple[str, ...],
+    recording: EventOptions,
+    threads: int,
+    style: str,
+    **wanted: Any,
+) -> None:
     """Run the event network NETWORK without PyTorch, on images, folders of them or arrays.
 
     INPUT is an image, a folder of images, a .npy or .npz file, - (a .npy on standard input),
@@ -75,12 +84,39 @@ def run(path: Path, inputs: tuple[str, ...], threads: int, style: str, **wanted:
     a .npz a batch or sequences (B, T, C, H, W): uint8 values are pixels and normalised,
     floating-point values are taken as they are. A network that takes counts, spikes or values
     (`inspect` says so) takes all numbers of an array as they are.
+
+    With --window, INPUT is a recording of events (.npy, .npz, .txt, .csv, .events, .aedat4, .raw,
+    or - with --input_format), and each window is a step: answers are lines of JSON.
     """
+    if recording.window is not None:
+        _run_recording(path, inputs, recording, **wanted)
+        return
     memory.require_address_space(1 if wanted["stream"] else threads)
     if wanted["stream"] and threads > 1:
         raise errors.UsageError("--stream runs on one thread; leave out --threads")
     found = _results(path, inputs, threads, **wanted)
     terminal.show(json.dumps(found, indent=1) if style == "json" else run_report(found))
+
+
+def _run_recording(
+    path: Path, words: tuple[str, ...], recording: EventOptions, **wanted: Any
+) -> None:
+    from soul_deploy.base.files import OpenFile
+    from soul_deploy.runtime.engine.network import load
+    from soul_deploy.runtime.io.inspect import require_event_network
+    from soul_deploy.runtime.kernels.cache import compiling_announced
+    from soul_deploy.runtime.plan.forms import FORMS
+
+    if len(words) != 1:
+        raise errors.UsageError(f"{len(words)} inputs given; --window takes one recording")
+    memory.require_address_space(1)
+    allowed = memory.parse_bytes(wanted["max_memory"])
+    forms = parsing.read_forms(wanted["rows"], FORMS)
+    with OpenFile(path) as source:
+        require_event_network(source)
+        network = load(source, 1, max_memory=allowed, forms=forms)
+    with progress.warnings_said(terminal.warn), compiling_announced():
+        run_recording(network, words[0], recording, counts=wanted["counts"])
 
 
 def _results(

@@ -15,7 +15,7 @@ from soul_deploy.data.datasets import load_data_for, load_data_of, require_kind
 from soul_deploy.data.own import READERS as OWN
 from soul_deploy.data.samples import SPLITS, Data, Split, filled
 from soul_deploy.model.model import Model
-from soul_deploy.nn.graph_module import shows_image
+from soul_deploy.nn.given_input import shows_image
 
 DataLike: TypeAlias = Data | str | tuple[Any, Any] | Dataset[Any] | Mapping[str, Any]
 """What `as_data` takes."""

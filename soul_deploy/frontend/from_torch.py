@@ -31,7 +31,8 @@ from soul_deploy.frontend import (
 from soul_deploy.frontend.outputs import Key
 from soul_deploy.ir import Shape, SpikingGraph
 from soul_deploy.model.model import Model, ModelInfo, arrays_of, taking, with_input_kind
-from soul_deploy.nn.graph_module import GraphModule, require_floats
+from soul_deploy.nn.given_input import require_floats
+from soul_deploy.nn.graph_module import GraphModule
 
 TOLERANCE = 1e-5
 SCALES = (4.0, 32.0, 256.0)  # of the example, where populations did not fire on it

@@ -423,7 +423,8 @@ def test_from_torch_is_told_the_kind(kind: InputKind) -> None:
     model = from_torch(plain_network(), (1, 4, 4), 2, example=x, input_kind=kind)
     assert model.info.input_kind == kind
     network = Network(build_event_network(model), 1)
-    counts = np.random.default_rng(0).integers(0, 9, (2, 1, 4, 4)).astype(np.uint8)
+    most = 1 if kind == "spikes" else 8
+    counts = np.random.default_rng(0).integers(0, most + 1, (2, 1, 4, 4)).astype(np.uint8)
     divisor = np.float32(255 if kind == "images" else 1)
     want = network.run(counts.astype(np.float32) / divisor)
     np.testing.assert_array_equal(network.run(counts), want)

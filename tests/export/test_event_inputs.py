@@ -15,7 +15,7 @@ from soul_deploy.export.event.build import build_event_network, export_event
 from soul_deploy.export.onnx.model import build_onnx, export_onnx
 from soul_deploy.export.onnx.step import build_step
 from soul_deploy.export.verify.verify import verify
-from soul_deploy.ir import EventInput, IntegerEventInput, SpikingGraph, node_to_json
+from soul_deploy.ir import EventInput, IntegerEventInput, NeuronSpec, SpikingGraph, node_to_json
 from soul_deploy.model.file import load, save
 from soul_deploy.model.model import Model, from_module
 from soul_deploy.nn.graph_module import GraphModule
@@ -26,6 +26,7 @@ from soul_deploy.runtime.engine.network import Network
 from soul_deploy.runtime.engine.network import load as load_network
 from soul_deploy.runtime.format.file import FORMAT_EVENTS, save_event_network
 from soul_deploy.runtime.ops.counted_run import count_run
+from soul_deploy.runtime.plan import regions
 
 KINDS = ("counts", "spikes")
 
@@ -75,6 +76,30 @@ def test_forms_threads_and_steps_agree(kind: str) -> None:
     assert counts[0] == counts[1]
     counts = [count_model(model, torch.from_numpy(given)) for given in (x[0], still)]
     assert counts[0] == counts[1]
+
+
+def test_tiles_change_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Currents on lanes that are made and taken tile by tile, as those of large maps are."""
+    x, spec = frames(), NeuronSpec("lif", tau=3.0, decay_input=False, v_reset=None)
+    for kind in ("float", "fixed"):
+        model = event_model(spec=spec, density=0.3)
+        if kind == "fixed":
+            drawn = frames(count=12).swapaxes(0, 1)
+            data = {name: (drawn, np.arange(12) % 3) for name in ("train", "validation")}
+            model = quantize(model, data, QuantizeConfig(calibration=8, epochs=0)).model
+            x = np.minimum(x, model.graph.input.events or 0)
+        events = build_event_network(model, rows={"conv1": "sparse", "conv2": "sparse"})
+        forms = dict.fromkeys(("sn1", "sn2"), "sparse")
+        expected = Network(events, 1, None, forms).run_recorded(x)
+        monkeypatch.setattr(regions, "TILED_FROM", 0)
+        for size in (1, 10_000):  # rows of one, and of some
+            monkeypatch.setattr(regions, "TILE_BYTES", size)
+            found = Network(events, 1, None, forms).run_recorded(x)
+            for name, fired in expected.spikes.items():
+                assert fired.any() and np.array_equal(found.spikes[name], fired)
+            two = Network(events, 2, None, forms).run(x)
+            np.testing.assert_array_equal(two, expected.logits)
+        monkeypatch.undo()
 
 
 def test_what_is_no_event_is_refused() -> None:

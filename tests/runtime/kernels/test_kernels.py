@@ -220,7 +220,7 @@ def test_the_lane_update_equals_the_update_step_by_step(
     spikes, turned = np.empty((steps, n), np.uint8), np.empty((lanes, LANE_BLOCK), np.float32)
     for bounds in ((300, n), (0, 300)):
         update_kernel(form_of(neuron), lanes)(
-            side_by_side, numbers_of(neuron, 1), carry, v, spikes, *bounds, turned
+            side_by_side, numbers_of(neuron, 1), carry, v, spikes, *bounds, 0, turned
         )
     expected, last = naive.simulate(
         current, steps, neuron.charge, neuron.constant, neuron.v_threshold, neuron.v_reset,
@@ -400,7 +400,7 @@ rows = (starts[:-1], starts[1:], np.zeros(1, np.int64), np.array([0, 2], np.uint
 scratch = (np.zeros(1, np.uint8), np.zeros(1, np.uint32), np.zeros((1, 4), np.float32))
 values = np.ones((2, 1, 1), np.uint8)
 multiply_lanes(4)(values, *rows, np.ones(2, np.float32), *scratch, lanes)
-update_kernel(form_of(neuron), 4)(lanes, numbers, False, v, spikes, 0, 3, turned)
+update_kernel(form_of(neuron), 4)(lanes, numbers, False, v, spikes, 0, 3, 0, turned)
 updates = [update_kernel(form_of(neuron), lanes) for lanes in (0, 4)]
 for kernel in (*updates, start_lanes(4), multiply_lanes(4)):
     print(sum(kernel.stats.cache_hits.values()), sum(kernel.stats.cache_misses.values()))

@@ -171,7 +171,7 @@ def append_sum_pool(node: ir.SumPool, b: "OnnxBuilder") -> None:
         value = b.op("Slice", [value, *ranges], f"{name}.inside")
     windows = (-1, channels, rows, height, columns, width)
     split = b.reshape(value, f"{name}.windows_shape", f"{name}.windows", *windows)
-    b.op("ReduceSum", [split, b.integers(f"{name}.axes", 3, 5)], b.value(name), keepdims=0)
+    b.op("ReduceSum", [split, b.integers(f"{name}.window_axes", 3, 5)], b.value(name), keepdims=0)
 
 
 def attributes(equation: FixedEquation) -> Mapping[str, Array]:

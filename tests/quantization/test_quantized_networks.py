@@ -312,3 +312,37 @@ def test_a_pooling_that_does_not_tile_in_front_of_one_that_does_is_named() -> No
     }
     with pytest.raises(errors.UnsupportedGraphError, match="overlapping: an average pooling"):
         integers(Model(ir.SpikingGraph(nodes, 2), state))
+
+
+def test_a_pooling_with_a_rest_is_the_same_in_onnx() -> None:
+    """7×9 positions in windows of 2×2: a row and a column are left out."""
+    neuron = NeuronSpec("lif")
+    nodes = (
+        ir.Input("input", (), (2, 7, 9)),
+        ir.Convolution("first", ("input",), False, None, 2, 3, (1, 1)),
+        ir.Population("sn", ("first",), neuron),
+        ir.AvgPool("mean", ("sn",), (2, 2), (2, 2), (0, 0)),
+        ir.Convolution("second", ("mean",), False, None, 3, 2, (3, 3)),
+        ir.Population("sn2", ("second",), neuron),
+        ir.Flatten("flatten", ("sn2",)),
+        ir.Readout("head", ("flatten",), 3),
+    )
+    rng = np.random.default_rng(4)
+    state = {
+        "first.weight": np.abs(rng.normal(size=(3, 2, 1, 1))),
+        "second.weight": rng.normal(0.5, 1, size=(2, 3, 3, 3)),
+        "head.weight": rng.normal(size=(3, 4)),
+        "head.bias": rng.normal(size=3),
+    }
+    single = {name: array.astype(np.float32) for name, array in state.items()}
+    model = integers(Model(ir.SpikingGraph(nodes, 3), single))
+    given = pixels((6, 2, 7, 9))
+    naive = assert_same(model, given)
+    assert all(spikes.any() for spikes in naive.spikes.values())
+    session = onnxruntime.InferenceSession(
+        build_onnx(model, outputs="spikes").SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+    scores, *spikes = session.run(None, {"input": given})
+    np.testing.assert_array_equal(scores, naive.scores)
+    for name, found in zip(naive.spikes, spikes, strict=True):
+        np.testing.assert_array_equal(found, naive.spikes[name], name)

@@ -22,13 +22,16 @@ BRANCHES = ("structured", "unstructured")
 ONNX, EVENT, TIMES = "compact.onnx", "compact.event.safetensors", "bench.json"
 DENSE_ONNX = "dense.onnx"
 REPORT = "report.html"
+RECORDING, RECORDED = "digit.events", "4"
+"""A camera's events of the first test digit, and what it shows."""
 
 
 @dataclass(frozen=True)
 class Demo:
     """What is trained on what, and how far each method prunes it; the words are options.
 
-    stem: how files of the network are called; title: of the page at the end
+    stem: how files of the network are called; title: of the page at the end. window: of time, by
+    which a recording is shown to the network at last, if there is one
     """
 
     title: str
@@ -38,6 +41,7 @@ class Demo:
     train: tuple[str, ...]
     structured: tuple[str, ...]
     unstructured: tuple[str, ...]
+    window: str | None = None
 
 
 SEARCH = (
@@ -64,6 +68,7 @@ EVENTS = Demo(
     train=("--model", "lenet", "--epochs", "6", *MOVED),
     structured=("--target_synops", "0.3", *CHANNELS),
     unstructured=("--target_synops", "0.2", *SEARCH),
+    window="75ms",  # a quarter of the camera's movements: T = 4
 )
 
 
@@ -94,6 +99,9 @@ def commands(folder: Path, threads: int, shown: Demo = DIGITS) -> list[list[str]
     typed += [["export", "onnx", dense, "--output", found[DENSE_ONNX]]]
     for branch, prune in zip(BRANCHES, prunings, strict=True):
         typed += [[*prune, "--model_dir", str(folder / branch)], *_deploy(found, branch, shown)]
+    if shown.window:
+        network, recording = found[f"unstructured/{EVENT}"], str(folder / RECORDING)
+        typed += [["run", network, recording, "--window", shown.window, "--label", RECORDED]]
     return [*typed, _report(folder, found, shown)]
 
 
@@ -147,7 +155,10 @@ def demo(output: Path, threads: int, events: bool, dry_run: bool) -> None:
     if not dry_run:
         lazy.load_object("torch:Tensor", "soul-deploy demo")
         lazy.load_object("soul_deploy.reporting.report:require_libraries", "soul-deploy demo")()
-        files.require_writable(*demo_files(output, shown).values(), output / REPORT)
+        others = [output / REPORT, *([output / RECORDING] if shown.window else [])]
+        files.require_writable(*demo_files(output, shown).values(), *others)
+        if shown.window:
+            _record(output / RECORDING)
     begun = time.monotonic()
     for arguments in commands(output, threads, shown):
         terminal.show(f"\n$ soul-deploy {terminal.one_line(shlex.join(arguments))}")
@@ -158,6 +169,18 @@ def demo(output: Path, threads: int, events: bool, dry_run: bool) -> None:
         terminal.show("\n" + summary(demo_files(output, shown), shown.data))
         terminal.show(f"\nThe whole demo took {(time.monotonic() - begun) / 60:.1f} minutes.")
         terminal.show(f"Everything on one page, for a browser: {output / REPORT}")
+
+
+def _record(path: Path) -> None:
+    """Write the first test digit of mnist5k as a camera sees it, 16 bytes an event."""
+    from soul_deploy.data import saccade
+    from soul_deploy.data.datasets import load_data
+    from soul_deploy.runtime.io.recordings import write_records
+
+    digit = load_data("mnist5k", Path("data")).test.images[:1, 0]
+    (recording,) = saccade.recordings(digit.numpy())
+    written = write_records(recording.events)
+    files.write_atomically(path, lambda temporary: temporary.write_bytes(written))
 
 
 def summary(found: Mapping[str, Path], name: str = DIGITS.data) -> str:

@@ -103,6 +103,9 @@ def _document(path: Path) -> dict[Any, Any]:
     except ImportError as error:
         raise errors.UsageError("--config needs the package PyYAML; pip install pyyaml") from error
     try:
+        # Few lines of aliases of aliases make more values than memory holds.
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):
+            raise errors.FileFormatError(f"{path} has aliases (*name); write the values out")
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         found = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:

@@ -87,6 +87,7 @@ def test_the_command_line_goes_before_the_file(place: Path) -> None:
         ("epochs: many", 2, "is not a valid integer"),
         ("[1]", 1, "is not a list of NAME: VALUE"),
         ("a: [", 1, "is not YAML"),
+        ("prune_layers: &a [1]\nepochs: *a", 1, "has aliases"),
         ("epochs: !!python/object/apply:os.system [echo]", 1, "is not YAML"),
         ("epochs: \x00", 1, "is not YAML"),
     ],

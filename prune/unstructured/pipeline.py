@@ -149,7 +149,7 @@ def prune_unstructured(
     asked["masking"] = {name: getattr(config, name) for name in own} | plan.to_dict()
     manager = work.manager(PHASES, checkpoints, COMMAND, **asked)
     with manager.watching():
-        tested = {"start": work.accuracy()} if test_start and start is model else {}
+        tested = {"start": work.accuracy()} if test_start and isinstance(model, Model) else {}
         return _Run(work, pruning, manager, recorder, on_epoch, on_batch).result(tested, on_masked)
 
 

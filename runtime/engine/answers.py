@@ -7,7 +7,7 @@ from typing import Protocol
 
 import numpy as np
 
-from soul_deploy.base import Array, errors
+from soul_deploy.base import Array, brief, errors
 from soul_deploy.base.events import EVENT
 from soul_deploy.base.reduction import OverTime
 from soul_deploy.runtime.engine.windows import WindowRule, windows_of
@@ -64,6 +64,7 @@ class Fit:
         return found
 
 
+@brief
 @dataclass(frozen=True)
 class Answer:
     """What the network says at a time.

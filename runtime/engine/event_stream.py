@@ -26,6 +26,7 @@ from soul_deploy.runtime.plan.layout import channel_last
 from soul_deploy.runtime.plan.readout import readout_region
 
 
+@brief
 @dataclass(frozen=True)
 class Listed:
     """What a layer sends in a step: places in rising order, so many of them, and values there."""
@@ -35,6 +36,7 @@ class Listed:
     values: Array
 
 
+@brief
 @dataclass(frozen=True)
 class Updated:
     """Neurons of a layer, and how a step is taken back or kept."""

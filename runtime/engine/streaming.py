@@ -1,5 +1,6 @@
 """A running stream: membranes that stay between steps, and how a copy goes on with them."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -108,9 +109,11 @@ class Stream:
         """What a step is shown that is given nothing; None: the inputs of the step before."""
         if self.events.input_kind not in pixel_rule.EVENT_KINDS:
             return None
-        if self._pending is None:
-            self._pending = PendingEvents(self.events)
-        return self._pending.take()
+        if self._pending:
+            return self._pending.take()
+        channels, *sides = self.events.input_shape
+        batch = len(self.samples) or 1
+        return np.zeros((batch, math.prod(sides), channels), self.events.takes)
 
     def advance(self, shown: Array | None) -> Array:
         """As `step`, of inputs (B, positions, channels) that were read; None: nothing given."""

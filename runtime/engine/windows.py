@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from soul_deploy.base import Array, errors
+from soul_deploy.base import Array, brief, errors
 from soul_deploy.base.events import EVENT, MAX_TIME
 
 MOST_EMPTY = 1_000_000
@@ -35,6 +35,7 @@ class WindowRule:
             )
 
 
+@brief
 @dataclass(frozen=True)
 class Window:
     """Events (N,) from `begin` to `end`, in µs; late: that came while it was the first open one."""

@@ -90,9 +90,10 @@ class Card:
         return [{"task": task, "dataset": {"name": data, "type": data}, "metrics": metrics}]
 
     def text(self) -> str:
-        """The README.md."""
+        """The README.md. Of file names, bytes that are no UTF-8 are escaped."""
         block = "\n".join(yaml_text.lines(self.metadata()))
-        return f"---\n{block}\n---\n\n" + "\n\n".join(self._sections()) + "\n"
+        text = f"---\n{block}\n---\n\n" + "\n\n".join(self._sections()) + "\n"
+        return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
     def _sections(self) -> Iterator[str]:
         yield f"# {escaped(self.name)}"

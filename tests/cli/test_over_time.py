@@ -46,6 +46,7 @@ FLAGS = ["--input_shape", "1", "4", "4", "--classes", "3", "-T", "4"]
 def own_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "theirs.py").write_text(SOURCE)
+    sys.modules.pop("theirs", None)  # another test's
     yield
     sys.modules.pop("theirs", None)
 

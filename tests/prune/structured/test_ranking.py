@@ -251,7 +251,7 @@ def test_a_share_of_the_channels_is_chosen_by_what_they_cost_but_in_the_sources_
 
 
 def masked(folder: Path) -> Model:
-    (file,) = (file for file in folder.glob("pruned_*") if "compact" not in file.name)
+    (file,) = (file for file in folder.glob("pruned_*.safetensors") if "compact" not in file.name)
     return load(file)
 
 

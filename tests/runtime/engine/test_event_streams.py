@@ -131,6 +131,11 @@ def test_streams_keep_and_refuse_events() -> None:
     other = copy.deepcopy(stream)
     np.testing.assert_array_equal(stream.step(), other.step())
     assert stream.scores is not None and stream.step().shape == (1, 3)
+    several, fed = network.stream(), network.stream()
+    given = frames()[0][:3] if len(frames()[0]) > 2 else np.repeat(frames()[0][:1], 3, axis=0)
+    for each in (several, fed):
+        each.step(given)  # a batch
+    np.testing.assert_array_equal(several.step(), fed.step(np.zeros_like(given)))
     stream.push(events)
     with pytest.raises(errors.UsageError, match="a frame is given too"):
         stream.step(frames()[0][:1])

@@ -9,6 +9,7 @@ import pytest
 
 from soul_deploy.base import Array
 from soul_deploy.base.errors import ValidityError
+from soul_deploy.base.pixel_rule import EVENT_KINDS
 from soul_deploy.runtime.engine.inputs import by_step
 from soul_deploy.runtime.engine.network import Network
 from soul_deploy.runtime.format.network import EventNetwork
@@ -83,7 +84,8 @@ def test_threads_batches_and_streams_change_no_integer(make: str) -> None:
         np.testing.assert_array_equal(running.run(x[:1]), scores[:1])
     running = Network(network, 1)
     by_steps = running.run_steps(x)
-    streamed = [running.step(x if t == 0 else None) for t in range(4)]
+    again = x if network.input_kind in EVENT_KINDS else None  # events are of one step
+    streamed = [running.step(x if t == 0 else again) for t in range(4)]
     np.testing.assert_array_equal(np.stack(streamed), by_steps)
     running.reset()
     streamed = [running.step(frame) for frame in moving]

@@ -104,6 +104,12 @@ FAMILIES = {
     "count_convolution": [GEOMETRY, DENSE, ROWS],
     "count_matrix": [DENSE, ROWS],
     "write_rows": [ROWS, GEOMETRY, COMPACTED],
+    # touched.py
+    **{key: [EVENTS] for key in ("sort_events", "forget_events", "place", "clear")},
+    **{key: [] for key in ("commit", "undo")},
+    "alone": [NEURON, BIAS],
+    "advance": [ROWS, GEOMETRY, BIAS, NEURON, EVENTS],
+    "pool": [POOL, GEOMETRY, EVENTS],
 }
 REFUSED = {**test_residual_files.DAMAGE, **test_eventfile.DAMAGE}
 

@@ -71,15 +71,15 @@ wheels: $(STAMP)  ## source distributions and wheels of soul-deploy and soul-dep
 floor:  ## exactly the minimum versions that setup.cfg promises, and the fast tests on them
 	rm -rf $(FLOOR)
 	$(PYTHON) -m venv $(FLOOR)
-	$(FLOOR)/bin/python .ci/floor.py nir > $(FLOOR)/constraints.txt
-	$(FLOOR)/bin/python -m pip install --quiet --no-compile -c $(FLOOR)/constraints.txt -e ".[nir]" $(FAST_NEEDS)
+	$(FLOOR)/bin/python .ci/floor.py nir report > $(FLOOR)/constraints.txt
+	$(FLOOR)/bin/python -m pip install --quiet --no-compile -c $(FLOOR)/constraints.txt -e ".[nir,report]" $(FAST_NEEDS)
 	$(FLOOR)/bin/python -m pytest -q $(FAST)
 
 pythons:  ## the newest versions on PYTHONS that are installed here, and the fast tests on them
 	for python in $(PYTHONS); do \
 	    if ! $$python -c "" 2>/dev/null; then echo "$$python is not here: not tried"; continue; fi; \
 	    rm -rf .venv-other && $$python -m venv .venv-other && \
-	    .venv-other/bin/python -m pip install --quiet --no-compile -e ".[nir]" $(FAST_NEEDS) && \
+	    .venv-other/bin/python -m pip install --quiet --no-compile -e ".[nir,report]" $(FAST_NEEDS) && \
 	    .venv-other/bin/python -m pytest -q $(FAST) || exit 1; \
 	done
 

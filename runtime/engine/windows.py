@@ -15,6 +15,8 @@ import numpy as np
 from soul_deploy.base import Array, brief, errors
 from soul_deploy.base.events import EVENT, MAX_TIME
 
+LONGEST = 1 << 60
+"""µs of a window: ends of windows fit signed 64 bits with room."""
 MOST_EMPTY = 1_000_000
 """Windows that may close at one event: more is no pause, but a time of another unit."""
 
@@ -28,6 +30,10 @@ class WindowRule:
 
     def __post_init__(self) -> None:
         errors.require_least(1, window=self.length, stride=self.stride)
+        if self.length > LONGEST:
+            raise errors.UsageError(
+                f"a window of {self.length} µs; it is at most {LONGEST} µs long"
+            )
         if self.stride > self.length:
             raise errors.UsageError(
                 f"a window of {self.length} µs each {self.stride} µs leaves events out; give a "

@@ -20,7 +20,7 @@ from typing import Literal, TypeAlias, get_args
 import numpy as np
 
 from soul_deploy.base import Array, errors
-from soul_deploy.base.events import Recording
+from soul_deploy.base.events import MAX_TIME, Recording
 
 SplitBy: TypeAlias = Literal["number", "time"]
 SPLIT_BY: tuple[SplitBy, ...] = get_args(SplitBy)
@@ -51,6 +51,10 @@ class FrameRule:
 
     def __post_init__(self) -> None:
         errors.require_least(1, steps=self.steps, duration=self.duration)
+        if (self.duration or 0) * self.steps > MAX_TIME:
+            raise errors.UsageError(
+                f"{self.steps} frames of {self.duration} µs; together at most {MAX_TIME} µs"
+            )
         errors.require_known("split_by", self.split_by, SPLIT_BY)
         errors.require_known("scaling", self.scaling, SCALINGS)
         if self.side is not None:

@@ -108,6 +108,8 @@ def test_what_has_no_frames_is_refused() -> None:
         frames_of(few(9, 3), FrameRule(2, "time"))
     with pytest.raises(errors.LimitError, match="give a longer duration"):
         by_duration(few(0, 2**40), 1)
+    with pytest.raises(errors.UsageError, match="together at most"):
+        FrameRule(4, duration=1 << 62)
     with pytest.raises(errors.UsageError, match="steps 0 must be at least 1"):
         FrameRule(0)
     with pytest.raises(errors.UsageError, match="summed up to"):

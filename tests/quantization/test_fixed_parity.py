@@ -22,7 +22,8 @@ from soul_deploy.export.onnx.nodes import spikes_name
 from soul_deploy.export.onnx.step import build_step, states_of
 from soul_deploy.lowering import deploy
 from soul_deploy.runtime.engine.network import Network
-from soul_deploy.runtime.format.layers import Firing
+from soul_deploy.runtime.format.layers import Firing, SpikingLayer
+from soul_deploy.runtime.plan.buffers import Buffers
 from soul_deploy.runtime.plan.forms import possible_forms
 
 equal = np.testing.assert_array_equal
@@ -109,15 +110,28 @@ def event_agrees(case: FixedCase, rng: np.random.Generator) -> None:
 
 
 def _membranes_agree(running: Network, naive: naive_fixed.NaiveRun) -> None:
-    for sample, held in enumerate(running._stream.state().membranes):
+    for sample, buffers in enumerate(running._stream.samples):
         for layer in running.events.populations:
             assert isinstance(layer, Firing)
-            ours = naive.membranes[layer.name][sample]
-            ours = np.moveaxis(ours, 0, -1).reshape(-1)
+            ours = np.moveaxis(naive.membranes[layer.name][sample], 0, -1).reshape(-1)
             updated = np.ones(ours.shape, bool) if layer.updated is None else layer.updated
-            theirs = held[layer.name].reshape(-1)
-            theirs = theirs[updated] if len(theirs) == len(ours) else theirs
+            theirs = _in_order(layer, buffers)
+            if len(theirs) == len(ours):
+                theirs = theirs[updated]  # else the layer keeps no others
             equal(theirs, ours[updated], layer.name)
+
+
+def _in_order(layer: Firing, buffers: Buffers) -> Array:
+    """Membranes by position, then channel. On bit planes they are kept (C, lanes), a row of the
+    map `pitch` lanes behind the one before.
+    """
+    held = buffers.membranes[layer.name]
+    if held.ndim == 1:
+        return held
+    assert isinstance(layer, SpikingLayer)
+    (_, height, width), pitch = layer.out_shape, buffers.words[layer.source].frame.pitch
+    lanes = np.arange(height)[:, None] * pitch + np.arange(width)
+    return np.moveaxis(held[:, lanes], 0, -1).reshape(-1)
 
 
 def _compared(name: str, check: Callable[..., None], *given: Any) -> str:

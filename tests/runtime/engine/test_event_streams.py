@@ -72,6 +72,8 @@ def test_what_is_late_is_left_out_and_counted() -> None:
         assert told[:4] == expected and told[-1] == (65, [60], 0) and len(told) == 6
     with pytest.raises(errors.UsageError, match="leaves events out"):
         WindowRule(10, 11)
+    with pytest.raises(errors.UsageError, match="at most"):
+        WindowRule(1 << 64, 1)
     far = events_of((0, 0, 0, 0), (1 << 60, 0, 0, 0))
     with pytest.raises(errors.ValidityError, match="windows without an end"):
         list(windows_of([far], rule))
@@ -131,10 +133,15 @@ def test_streams_keep_and_refuse_events() -> None:
     other = copy.deepcopy(stream)
     np.testing.assert_array_equal(stream.step(), other.step())
     assert stream.scores is not None and stream.step().shape == (1, 3)
+    stream.push(events)
+    stream.reset()
+    assert stream.scores is None
+    stream.step(frames()[0][:1])  # what was pushed is forgotten: no step waits to be ended
+    stream.reset()
     several, fed = network.stream(), network.stream()
-    given = frames()[0][:3] if len(frames()[0]) > 2 else np.repeat(frames()[0][:1], 3, axis=0)
+    given = frames()[0]
     for each in (several, fed):
-        each.step(given)  # a batch
+        assert each.step(given).shape == (3, 3)  # a batch
     np.testing.assert_array_equal(several.step(), fed.step(np.zeros_like(given)))
     stream.push(events)
     with pytest.raises(errors.UsageError, match="a frame is given too"):
